@@ -1,0 +1,1 @@
+"""The cookbook: `recipes/<topic>/<pattern>.py`, one pattern a module."""

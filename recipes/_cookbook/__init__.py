@@ -1,0 +1,1 @@
+"""What reads the recipes: catalogue, skill, pages, servers, live app, command line."""

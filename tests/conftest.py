@@ -1,0 +1,137 @@
+"""Fixtures: recipes on real servers, and the databases they need."""
+
+import itertools
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, Protocol
+
+import asyncpg
+import pytest
+
+from recipes._cookbook import servers
+from recipes._cookbook.catalogue import ROOT
+from tests.harness.served import Options
+from tests.harness.server import Server
+
+
+@pytest.fixture(scope="session")
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+class Serve(Protocol):
+    """Starts `target` and stops it after the test."""
+
+    def __call__(
+        self,
+        target: str,
+        *,
+        env: dict[str, str] | None = None,
+        strict: bool = True,
+        **uvicorn: Any,
+    ) -> Server:
+        """A running server; `strict` fails the test if it blocks or leaks."""
+
+
+@pytest.fixture
+def serve(tmp_path: Path) -> Iterator[Serve]:
+    numbers = itertools.count(1)
+    started: list[Server] = []
+
+    def start(
+        target: str,
+        *,
+        env: dict[str, str] | None = None,
+        strict: bool = True,
+        **uvicorn: Any,
+    ) -> Server:
+        log = tmp_path / f"server-{next(numbers)}.log"
+        server = Server(Options(target, log, env or {}, strict, uvicorn))
+        started.append(server)
+        return server
+
+    yield start
+    troubles: list[str] = []
+    with ExitStack() as stack:
+        for server in started:
+            stack.callback(server.kill)
+        for server in started:
+            found = server.stop()
+            if server.options.strict and found:
+                troubles += [server.options.target, *found, server.log]
+    if troubles:
+        pytest.fail("\n".join(troubles), pytrace=False)
+
+
+@pytest.fixture
+def recipe(request: pytest.FixtureRequest, serve: Serve) -> Server:
+    """The recipe of this test module: `behavior/sse/test_feed.py` -> `sse/feed`."""
+    topic, stem = _topic_and_stem(request.path)
+    return serve(f"recipes.{topic}.{stem}", env=environment(request, topic, stem))
+
+
+@pytest.fixture
+def naive(request: pytest.FixtureRequest, serve: Serve) -> Server:
+    """The naive form next to this test module, free to block and leak."""
+    topic, stem = _topic_and_stem(request.path)
+    target = f"tests.behavior.{topic}.naive_{stem}"
+    return serve(target, env=environment(request, topic, stem), strict=False)
+
+
+def _topic_and_stem(path: Path) -> tuple[str, str]:
+    return path.parent.name, path.stem.removeprefix("test_")
+
+
+def environment(
+    request: pytest.FixtureRequest, topic: str, stem: str
+) -> dict[str, str]:
+    """A fresh database for each server variable that the recipe reads."""
+    source = (ROOT / "recipes" / topic / f"{stem}.py").read_text("utf-8")
+    makers = {"DATABASE_URL": "new_database", "REDIS_URL": "redis_url"}
+    found = {}
+    for variable, fixture in makers.items():
+        if f'"{variable}"' in source:
+            value = request.getfixturevalue(fixture)
+            found[variable] = value() if callable(value) else value
+    return found
+
+
+@pytest.fixture(scope="session")
+def postgres_url() -> Iterator[str]:
+    """A PostgreSQL server for this test process."""
+    with servers.available(("DATABASE_URL",)) as found:
+        yield found.urls["DATABASE_URL"]
+
+
+@pytest.fixture(scope="session")
+def redis_url() -> Iterator[str]:
+    """A Valkey server for this test process."""
+    with servers.available(("REDIS_URL",)) as found:
+        yield found.urls["REDIS_URL"]
+
+
+@pytest.fixture
+def new_database(postgres_url: str) -> Iterator[Callable[[], str]]:
+    """Makes an empty database and returns its URL; all are dropped after the test."""
+    import asyncio
+    import uuid
+
+    made: list[str] = []
+
+    async def execute(statement: str) -> None:
+        connection = await asyncpg.connect(postgres_url)
+        try:
+            await connection.execute(statement)
+        finally:
+            await connection.close()
+
+    def make() -> str:
+        name = f"test_{uuid.uuid4().hex}"
+        asyncio.run(execute(f'CREATE DATABASE "{name}"'))
+        made.append(name)
+        return postgres_url.rpartition("/")[0] + f"/{name}"
+
+    yield make
+    for name in made:
+        asyncio.run(execute(f'DROP DATABASE "{name}" WITH (FORCE)'))

@@ -1,0 +1,126 @@
+"""The other side of `Server`: one app under uvicorn in a process of its own.
+
+The process reports when it is ready, and after its shutdown what it leaked. In
+strict mode a blocking call in the event loop raises, and warnings are errors.
+"""
+
+import asyncio
+import gc
+import importlib
+import logging
+import os
+import socket
+import sys
+import warnings
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+from blockbuster import BlockBuster
+
+GRACE_SECONDS = 5
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to serve an app."""
+
+    target: str
+    """`module` or `module:attribute`; the attribute is `app` by default."""
+    log: Path
+    env: dict[str, str] = field(default_factory=dict)
+    strict: bool = True
+    uvicorn: dict[str, Any] = field(default_factory=dict)
+
+
+class _ReportingServer(uvicorn.Server):
+    def __init__(self, config: uvicorn.Config, report: Connection) -> None:
+        super().__init__(config)
+        self.report = report
+        self.troubles = _Troubles()
+
+    async def serve(self, sockets: list[socket.socket] | None = None) -> None:
+        await self.troubles.start()
+        await super().serve(sockets)
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started:
+            self.report.send("ready")
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().shutdown(sockets)
+        self.report.send(await self.troubles.collect())
+
+
+class _Troubles(logging.Handler):
+    """What a served app did wrong, one line each."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.ERROR)
+        self.lines: list[str] = []
+        self.descriptors: set[int] = set()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.lines.append(f"asyncio: {record.getMessage()}")
+
+    async def start(self) -> None:
+        """Listen for lost exceptions; what is open now does not count as a leak."""
+        logging.getLogger("asyncio").addHandler(self)
+        sys.unraisablehook = self._unraisable
+        self.descriptors = await asyncio.to_thread(_open_descriptors)
+
+    def _unraisable(self, unraisable: "sys.UnraisableHookArgs") -> None:
+        self.lines.append(f"unraisable: {unraisable.exc_value!r}")
+        sys.__unraisablehook__(unraisable)
+
+    async def collect(self) -> list[str]:
+        for _ in range(3):  # transports close a turn of the loop after their owner
+            await asyncio.sleep(0)
+        gc.collect()
+        await asyncio.sleep(0)
+        current = asyncio.current_task()
+        tasks = [task for task in asyncio.all_tasks() if task is not current]
+        self.lines += [f"task left: {task!r}" for task in tasks if not task.done()]
+        leaked = await asyncio.to_thread(_open_descriptors) - self.descriptors
+        self.lines += [f"file descriptor left: {_describe(n)}" for n in sorted(leaked)]
+        return self.lines
+
+
+def _open_descriptors() -> set[int]:
+    listed = os.listdir("/dev/fd")  # noqa: PTH208 - names only
+    return {int(name) for name in listed if _is_open(int(name))}
+
+
+def _is_open(descriptor: int) -> bool:
+    try:
+        os.fstat(descriptor)
+    except OSError:
+        return False  # it was the listing's own
+    return True
+
+
+def _describe(descriptor: int) -> str:
+    try:
+        return f"{descriptor} {Path(f'/proc/self/fd/{descriptor}').readlink()}"
+    except OSError:
+        return str(descriptor)
+
+
+def run(options: Options, listener: socket.socket, report: Connection) -> None:
+    """Serve until a signal arrives."""
+    descriptor = os.open(options.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    os.close(descriptor)
+    os.environ.update(options.env)
+    module, _, attribute = options.target.partition(":")
+    app = getattr(importlib.import_module(module), attribute or "app")
+    defaults = {"timeout_graceful_shutdown": GRACE_SECONDS}
+    config = uvicorn.Config(app, **(defaults | options.uvicorn))
+    if options.strict:
+        warnings.simplefilter("error")
+        BlockBuster().activate()
+    _ReportingServer(config, report).run(sockets=[listener])

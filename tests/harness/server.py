@@ -1,0 +1,114 @@
+"""A recipe on a real uvicorn, in a process that can be stopped, killed and read."""
+
+import multiprocessing
+import os
+import signal
+import socket
+import time
+from multiprocessing.context import ForkServerProcess
+
+import httpx2
+
+from tests.harness import served
+
+# Forked from a process that has imported these once: a start takes milliseconds.
+PRELOAD = [
+    "tests.harness.served", "fastapi.testclient", "fastapi.sse", "uvicorn.lifespan.on",
+    "uvicorn.protocols.http.httptools_impl", "uvloop", "sqlalchemy.ext.asyncio", "asyncpg",
+    "websockets", "httpx2", "multipart",
+]  # fmt: skip
+START_SECONDS = 30
+STOP_SECONDS = 20
+
+_context = multiprocessing.get_context("forkserver")
+_context.set_forkserver_preload(PRELOAD)
+
+
+class Server:
+    """One app on a free loopback port. Use `serve`, which also stops it."""
+
+    def __init__(self, options: served.Options) -> None:
+        self.options = options
+        listener = socket.create_server(("127.0.0.1", 0))
+        self.port: int = listener.getsockname()[1]
+        self._report, theirs = _context.Pipe(duplex=False)
+        self._process: ForkServerProcess = _context.Process(
+            target=served.run, args=(options, listener, theirs), daemon=True
+        )
+        self._process.start()
+        listener.close()  # only the child answers, so a dead child refuses
+        theirs.close()
+        if self._next_report(START_SECONDS) != "ready":
+            self.kill()
+            raise RuntimeError(f"{options.target} did not start:\n{self.log}")
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def ws_url(self) -> str:
+        return f"ws://127.0.0.1:{self.port}"
+
+    @property
+    def pid(self) -> int:
+        assert self._process.pid is not None
+        return self._process.pid
+
+    @property
+    def is_running(self) -> bool:
+        return self._process.is_alive()
+
+    @property
+    def log(self) -> str:
+        """What the process has printed and logged so far."""
+        return self.options.log.read_text(errors="replace")
+
+    def wait_for_log(self, text: str, seconds: float = 20) -> str:
+        """Wait until `text` is in the log; for use from a thread or a sync test."""
+        deadline = time.monotonic() + seconds
+        while text not in self.log:
+            assert time.monotonic() < deadline, f"{text!r} is not in:\n{self.log}"
+            time.sleep(0.02)
+        return self.log
+
+    def client(self, **options: object) -> httpx2.AsyncClient:
+        """An HTTP client with this server as its base and a 20 s timeout."""
+        defaults: dict[str, object] = {"base_url": self.url, "timeout": 20}
+        return httpx2.AsyncClient(**(defaults | options))  # type: ignore[arg-type]
+
+    def signal(self, number: signal.Signals) -> None:
+        os.kill(self.pid, number)
+
+    def terminate(self) -> None:
+        """Send SIGTERM, as a deploy does, and do not wait."""
+        self.signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        """Send SIGKILL, as a crash does, and wait."""
+        self._process.kill()
+        self._process.join()
+
+    def wait(self, seconds: float = STOP_SECONDS) -> int:
+        """The exit status, once the process has ended; negative: a signal."""
+        self._process.join(seconds)
+        status = self._process.exitcode
+        assert status is not None, f"still running after {seconds} s:\n{self.log}"
+        return status
+
+    def stop(self) -> list[str]:
+        """Stop it if it runs; what it leaked, one line each. Empty after a kill."""
+        if self.is_running:
+            self.terminate()
+        try:
+            self.wait()
+        finally:
+            self.kill()
+        troubles = self._next_report(0)
+        return troubles if isinstance(troubles, list) else []
+
+    def _next_report(self, seconds: float) -> object:
+        try:
+            return self._report.recv() if self._report.poll(seconds) else None
+        except EOFError:
+            return None
