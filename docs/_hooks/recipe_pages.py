@@ -1,0 +1,37 @@
+"""Hands the generated pages to MkDocs, and gives it the navigation."""
+
+import os
+from pathlib import Path
+
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.exceptions import PluginError
+from mkdocs.plugins import event_priority
+from mkdocs.structure.files import File, Files
+
+from recipes._cookbook import pages
+from recipes._cookbook.catalogue import Problem, recipes
+
+
+def on_config(config: MkDocsConfig) -> MkDocsConfig:
+    """Read the recipes again at each build of `mkdocs serve`."""
+    recipes.cache_clear()
+    try:
+        config.nav = pages.nav()
+    except Problem as problem:
+        raise PluginError(str(problem)) from None
+    return config
+
+
+@event_priority(100)  # before plugins that look for pages in their own on_files
+def on_files(files: Files, *, config: MkDocsConfig) -> Files:
+    """Add the pages that are made from recipes and from files at the root."""
+    docs = Path(config.docs_dir)
+    for made in pages.generated(config.repo_url or ""):
+        written = files.get_file_from_path(made.uri)
+        if written is not None:
+            files.remove(written)
+        file = File.generated(config, made.uri, content=made.text)
+        # Relative to the docs folder, as the link of a hand-written page is.
+        file.edit_uri = Path(os.path.relpath(made.source, docs)).as_posix()
+        files.append(file)
+    return files

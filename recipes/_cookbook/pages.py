@@ -1,0 +1,268 @@
+"""Recipes as Markdown pages, for the site and for `recipes docs DIR`.
+
+Nothing here knows a site generator: a hook hands the pages to MkDocs, and `write`
+puts the same pages on disk for generators that have no hooks.
+"""
+
+import ast
+import html
+import json
+import re
+import shutil
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from recipes._cookbook.catalogue import ROOT, TOPICS, Recipe, recipes
+
+DOCS = ROOT / "docs"
+INDEX = "recipes/index.md"
+
+# A static host answers this; `recipes serve` answers the same path with what runs.
+STATUS = "live/status.json"
+NOTHING_RUNS = '{"recipes": {}}\n'
+
+# A catalogue row starts with the name of its recipe: | `sse/feed` | …
+_ROW = re.compile(r"^\| `(\w+/\w+)` \|", re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class Generated:
+    """A file of the docs folder that is made from another one."""
+
+    uri: str
+    """Where it goes in the docs folder, such as `recipes/sse/feed.md`."""
+    text: str
+    source: Path
+    """What a reader edits to change it."""
+
+
+def generated(repo_url: str = "") -> Iterator[Generated]:
+    """Every file of the docs folder that is not written by hand in `docs/`."""
+    for recipe in recipes():
+        yield Generated(_uri(recipe), page(recipe, repo_url), recipe.path)
+        download = f"recipes/{recipe.name}.py"
+        yield Generated(download, recipe.source, recipe.path)
+    yield Generated(INDEX, index(), ROOT / "recipes")
+    written = DOCS / "catalogue.md"
+    yield Generated("catalogue.md", catalogue(written.read_text("utf-8")), written)
+    for path in _root_pages():
+        yield Generated(path.name.lower(), path.read_text("utf-8"), path)
+    yield Generated(STATUS, NOTHING_RUNS, Path(__file__))
+
+
+def write(directory: Path) -> None:
+    """Write a complete docs folder: hand-written pages, assets and generated files.
+
+    Files that are there already are replaced, and none is deleted.
+    """
+    hooks = shutil.ignore_patterns("_*")
+    shutil.copytree(DOCS, directory, ignore=hooks, dirs_exist_ok=True)
+    for made in generated():
+        path = directory / made.uri
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(made.text, "utf-8")
+
+
+def nav() -> list[Any]:
+    """The `nav` of mkdocs.yml; a page without a label shows its own title."""
+    topics = [{label: found} for label, found in _pages_by_topic()]
+    guides = sorted(
+        path.relative_to(DOCS).as_posix() for path in DOCS.glob("guides/*.md")
+    )
+    about: list[Any] = [
+        {path.stem.capitalize(): path.name.lower()} for path in _root_pages()
+    ]
+    return [
+        {"Home": "index.md"},
+        {"Recipes": [INDEX, *topics]},
+        *([{"Guides": guides}] if guides else []),
+        {"Catalogue": "catalogue.md"},
+        *about,
+    ]
+
+
+def index() -> str:
+    """All recipes by topic, each with the need that it answers."""
+    lead = (
+        "Each is one file that runs: the pattern, the evidence, and what still goes "
+        "wrong. Search finds them by symptom and by error message, too."
+    )
+    parts = [_front_matter("Recipes", lead), "# Recipes", lead]
+    for topic, label in TOPICS.items():
+        found = [recipe for recipe in recipes() if recipe.topic == topic]
+        if found:
+            parts.append(f"## {label}")
+        parts += [
+            f"[{recipe.title}]({recipe.name}.md)\n:   Use when {recipe.use_when}"
+            for recipe in found
+        ]
+    return "\n\n".join(parts) + "\n"
+
+
+def catalogue(text: str) -> str:
+    """The catalogue page: names of recipes become links, the others are planned."""
+    names = {recipe.name for recipe in recipes()}
+
+    def row(match: re.Match[str]) -> str:
+        name = match[1]
+        shown = (
+            f"[`{name}`](recipes/{name}.md)" if name in names else f"`{name}` *planned*"
+        )
+        return f"| {shown} |"
+
+    return _ROW.sub(row, text)
+
+
+def page(recipe: Recipe, repo_url: str = "") -> str:
+    """The page of one recipe."""
+    parts = [
+        _front_matter(recipe.title, recipe.summary, recipe.keywords),
+        f"# {recipe.title}",
+        recipe.summary,
+        _when(recipe),
+        panel(recipe),
+        _pattern(recipe),
+        _evidence(recipe),
+        _gotchas(recipe),
+        _naive(recipe, repo_url),
+        _dependencies(recipe),
+        _related(recipe),
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def panel(recipe: Recipe) -> str:
+    """The Try it panel: data for `tryit.js`, and what a reader sees without it."""
+    requests = json.dumps([asdict(request) for request in recipe.requests])
+    return (
+        f'<div class="try-it" data-recipe="{html.escape(recipe.name)}" '
+        f'data-requests="{html.escape(requests)}">\n'
+        "<p><strong>Try it.</strong> Run <code>uv run recipes serve</code> and open "
+        "this page there: this recipe then runs here, live.</p>\n"
+        "</div>"
+    )
+
+
+def _front_matter(title: str, description: str, tags: tuple[str, ...] = ()) -> str:
+    # JSON strings are YAML strings. The description ends up between double quotes in
+    # HTML, where the theme does not escape it.
+    line = " ".join(description.replace("`", "").replace('"', "'").split())
+    lines = [
+        "---",
+        f"title: {json.dumps(title.replace('`', ''), ensure_ascii=False)}",
+        f"description: {json.dumps(line, ensure_ascii=False)}",
+    ]
+    if tags:
+        lines.append(f"tags: {json.dumps(tags, ensure_ascii=False)}")
+    return "\n".join([*lines, "---"])
+
+
+def _when(recipe: Recipe) -> str:
+    return (
+        '<div class="when" markdown>\n\n'
+        f"**Use when** {recipe.use_when}\n\n"
+        f"**Not when** {recipe.not_when}\n\n"
+        "</div>"
+    )
+
+
+def _pattern(recipe: Recipe) -> str:
+    return f"## The pattern\n\n{_code(recipe.pattern, _shown(recipe.path))}"
+
+
+def _evidence(recipe: Recipe) -> str:
+    lead = (
+        f"[`{recipe.stem}.py`]({recipe.stem}.py) is a program: it prints the lines "
+        "marked `# >`, and a test compares them."
+    )
+    parts = ["## Evidence", lead, _console(f"uv run {_shown(recipe.path)}")]
+    if recipe.servers:
+        needed = " and ".join(f"`{name}`" for name in recipe.servers)
+        parts += [
+            f"It reads {needed}. This starts a throw-away server for it:",
+            _console(f"uv run recipes run {recipe.name}"),
+        ]
+    parts.append(_code(recipe.evidence))
+    return "\n\n".join(parts)
+
+
+def _gotchas(recipe: Recipe) -> str:
+    items = "\n".join(f"- {gotcha}" for gotcha in recipe.gotchas)
+    return f"## Gotchas\n\n{items}"
+
+
+def _naive(recipe: Recipe, repo_url: str) -> str:
+    if not recipe.naive_path.exists():
+        return ""
+    symptom, code = _docstring_and_code(recipe.naive_path.read_text("utf-8"))
+    test = _shown(recipe.test_path)
+    link = (
+        f"[`{test}`]({repo_url.rstrip('/')}/blob/HEAD/{test})"
+        if repo_url
+        else f"`{test}`"
+    )
+    shown = f"{symptom}\n\n{link} shows it failing, and the pattern holding."
+    return f"## The naive form\n\n{shown}\n\n{_code(code, _shown(recipe.naive_path))}"
+
+
+def _dependencies(recipe: Recipe) -> str:
+    wanted = " ".join(f'"{requirement}"' for requirement in recipe.dependencies)
+    return (
+        "## Dependencies\n\n"
+        f"Python {recipe.requires_python}\n\n"
+        f"{_console(f'uv add {wanted}')}\n\n{_console(f'pip install {wanted}')}"
+    )
+
+
+def _related(recipe: Recipe) -> str:
+    known = {other.name: other for other in recipes()}
+    links = [
+        f"- [{known[name].title}](../{name}.md)"
+        for name in recipe.related
+        if name in known
+    ]
+    return "\n".join(["## Related", "", *links]) if links else ""
+
+
+def _docstring_and_code(source: str) -> tuple[str, str]:
+    module = ast.parse(source)
+    docstring = ast.get_docstring(module)
+    if docstring is None:
+        return "", source.strip("\n")
+    code = source.splitlines()[module.body[0].end_lineno :]
+    return docstring, "\n".join(code).strip("\n")
+
+
+def _code(code: str, title: str = "") -> str:
+    """A fence that no backticks in `code` can close, left out of the search index."""
+    runs = [len(run) for run in re.findall("`+", code)]
+    fence = "`" * max([3, *(length + 1 for length in runs)])
+    name = f'title="{title}" ' if title else ""
+    return f'{fence} {{ .python {name}data-search-exclude="" }}\n{code}\n{fence}'
+
+
+def _console(command: str) -> str:
+    return f"```console\n{command}\n```"
+
+
+def _shown(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+def _uri(recipe: Recipe) -> str:
+    return f"recipes/{recipe.name}.md"
+
+
+def _pages_by_topic() -> Iterator[tuple[str, list[str]]]:
+    for topic, label in TOPICS.items():
+        found = [_uri(recipe) for recipe in recipes() if recipe.topic == topic]
+        if found:
+            yield label, found
+
+
+def _root_pages() -> list[Path]:
+    """Pages that a repository keeps at its root."""
+    paths = (ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md")
+    return [path for path in paths if path.exists()]
