@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from recipes._cookbook.catalogue import ROOT, TOPICS, Recipe, recipes
+from recipes._cookbook.catalogue import ROOT, TOPICS, Recipe, Request, recipes
 
 DOCS = ROOT / "docs"
 INDEX = "recipes/index.md"
@@ -122,7 +122,7 @@ def page(recipe: Recipe, repo_url: str = "") -> str:
         f"# {recipe.title}",
         recipe.summary,
         _when(recipe),
-        panel(recipe),
+        f"## Try it\n\n{panel(recipe)}",
         _pattern(recipe),
         _evidence(recipe),
         _gotchas(recipe),
@@ -136,13 +136,21 @@ def page(recipe: Recipe, repo_url: str = "") -> str:
 def panel(recipe: Recipe) -> str:
     """The Try it panel: data for `tryit.js`, and what a reader sees without it."""
     requests = json.dumps([asdict(request) for request in recipe.requests])
+    lines = "".join(
+        f"<li><code>{html.escape(_line(r))}</code></li>" for r in recipe.requests
+    )
     return (
         f'<div class="try-it" data-recipe="{html.escape(recipe.name)}" '
-        f'data-requests="{html.escape(requests)}">\n'
-        "<p><strong>Try it.</strong> Run <code>uv run recipes serve</code> and open "
-        "this page there: this recipe then runs here, live.</p>\n"
+        f'data-search-exclude data-requests="{html.escape(requests)}">\n'
+        "<p>Run <code>uv run recipes serve</code> and open this page there: "
+        "you can then send these requests from here.</p>\n"
+        f"<ul>{lines}</ul>\n"
         "</div>"
     )
+
+
+def _line(request: Request) -> str:
+    return f"{request.method} {request.path} {request.body}".rstrip()
 
 
 def _front_matter(title: str, description: str, tags: tuple[str, ...] = ()) -> str:
