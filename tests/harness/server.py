@@ -35,6 +35,7 @@ class Server:
         self._process: ForkServerProcess = _context.Process(
             target=served.run, args=(options, listener, theirs), daemon=True
         )
+        self._killed = False
         self._process.start()
         listener.close()  # only the child answers, so a dead child refuses
         theirs.close()
@@ -86,6 +87,7 @@ class Server:
 
     def kill(self) -> None:
         """Send SIGKILL, as a crash does, and wait."""
+        self._killed |= self.is_running
         self._process.kill()
         self._process.join()
 
@@ -103,9 +105,12 @@ class Server:
         try:
             self.wait()
         finally:
+            killed = self._killed
             self.kill()
         troubles = self._next_report(0)
-        return troubles if isinstance(troubles, list) else []
+        if isinstance(troubles, list):
+            return troubles
+        return [] if killed else ["it ended without a report"]
 
     def _next_report(self, seconds: float) -> object:
         try:

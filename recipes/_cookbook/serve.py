@@ -1,0 +1,118 @@
+"""`recipes serve`: servers, site and live recipes, on one port."""
+
+import os
+import signal
+import socket
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import uvicorn
+from rich.console import Console
+
+from recipes._cookbook import servers
+from recipes._cookbook.catalogue import ROOT, SERVER_VARIABLES
+from recipes._cookbook.live import live_app
+
+GRACE_SECONDS = 1  # an open stream may not hold up Ctrl-C
+
+
+class ServeError(RuntimeError):
+    """The site cannot be served; the message is one line that says what to do."""
+
+
+def serve(host: str, port: int, console: Console) -> None:
+    """Build and serve the site until SIGINT or SIGTERM.
+
+    Raises:
+        ServeError: The address is taken, or the site does not build.
+    """
+    with _listener(host, port) as listener, tempfile.TemporaryDirectory() as folder:
+        url = _url(host, listener.getsockname()[1])
+        site = Path(folder, "site")
+        with _starting(console) as found:
+            build_site(site, url)
+            console.print("[green]✓[/] site")
+            _serve(listener, url, site, found, console)
+
+
+@contextmanager
+def _starting(console: Console) -> Iterator[servers.Servers]:
+    names = ", ".join(servers.KINDS[name].label for name in SERVER_VARIABLES)
+    console.print(f"Starting {names} …")
+    with servers.available(SERVER_VARIABLES) as found:
+        for name in SERVER_VARIABLES:
+            label = servers.KINDS[name].label
+            if name in found.errors:
+                console.print(f"[red]✗[/] {label}: {found.errors[name]}")
+            else:
+                source = f"{name} is set" if name in os.environ else found.urls[name]
+                console.print(f"[green]✓[/] {label}: {source}")
+        yield found
+        # A second Ctrl-C must not leave half of the servers behind.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+@contextmanager
+def _listener(host: str, port: int) -> Iterator[socket.socket]:
+    """Bind before the slow work, so that a taken port is told at once."""
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        listener = socket.create_server((host, port), family=family)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        message = f"Cannot serve on {host}:{port}: {reason}. Try another `--port`."
+        raise ServeError(message) from None
+    with listener:
+        yield listener
+
+
+def _url(host: str, port: int) -> str:
+    """The address to open; a wildcard address cannot be opened."""
+    shown = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, host)  # noqa: S104 - shown
+    if ":" in shown and not shown.startswith("["):
+        shown = f"[{shown}]"
+    return f"http://{shown}:{port}/"
+
+
+def build_site(site: Path, url: str) -> None:
+    """Build the pages into `site` for the address `url`.
+
+    Raises:
+        ServeError: With what mkdocs says.
+    """
+    os.environ.setdefault("NO_MKDOCS_2_WARNING", "1")
+    from mkdocs.commands.build import build
+    from mkdocs.config import load_config
+    from mkdocs.exceptions import MkDocsException
+
+    try:
+        # Instant navigation works only where site_url is the address served.
+        config = load_config(
+            str(ROOT / "mkdocs.yml"), site_dir=str(site), site_url=url, strict=True
+        )
+        build(config)
+    except MkDocsException as error:
+        raise ServeError(f"The site does not build: {error}") from None
+
+
+def _serve(
+    listener: socket.socket,
+    url: str,
+    site: Path,
+    found: servers.Servers,
+    console: Console,
+) -> None:
+    class Server(uvicorn.Server):
+        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+            await super().startup(sockets)
+            if self.started:
+                console.print(f"\nReady: [bold]{url}[/]  (Ctrl-C stops it)")
+
+    config = uvicorn.Config(
+        live_app(site, found),
+        log_level="warning",
+        timeout_graceful_shutdown=GRACE_SECONDS,
+    )
+    Server(config).run(sockets=[listener])

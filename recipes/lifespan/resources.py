@@ -1,0 +1,152 @@
+# /// script
+# requires-python = ">=3.11"
+# dependencies = ["fastapi[standard]>=0.165"]
+# ///
+"""Open resources in order and close them in reverse.
+
+Each is an async context manager, entered by the lifespan. When the second fails to
+open, the first is closed and the process exits with status 3. A close that raises
+or hangs does not keep the others from closing.
+
+**Use when** an app needs a pool, a client or a lease for as long as it lives.
+**Not when** each request needs its own: take a dependency with `yield`.
+
+Gotchas:
+
+- uvicorn ignores SIGTERM and Ctrl-C until the app has started: an open that hangs
+  can only be killed. Hence the limits.
+- No limit stops a thread, and the process waits for it. A blocking driver needs a
+  limit of its own, here `timeout=2`.
+- With `lifespan=`, `@app.on_event` handlers are silently ignored. A router's
+  `lifespan=` runs; that of a mounted app does not.
+- `TestClient(app)` without `with` runs no lifespan: "'State' object has no
+  attribute 'db'".
+- `async with` knows how a client closes. redis-py's `close()` warns "Call to
+  deprecated close. (Use aclose() instead)".
+- Each worker opens its own, and SIGKILL closes nothing: a lease should also expire.
+
+Try it:
+
+    GET /leases
+
+Keywords: startup, shutdown, on_event, AsyncExitStack, app state, connection pool
+Related: lifespan/http_client, databases/sqlalchemy_session, sse/feed
+"""
+
+import asyncio
+import logging
+import os
+import secrets
+import sqlite3
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import TypedDict, TypeVar
+
+from fastapi import FastAPI, Request
+
+OPEN_SECONDS = 10.0  # each: together less than the orchestrator's patience
+CLOSE_SECONDS = 5.0
+
+logger = logging.getLogger(__name__)
+T = TypeVar("T")
+
+
+@asynccontextmanager
+async def bounded(
+    name: str, resource: AbstractAsyncContextManager[T]
+) -> AsyncIterator[T]:
+    """Limit how long `resource` takes to open and to close."""
+    try:
+        async with asyncio.timeout(OPEN_SECONDS):
+            opened = await resource.__aenter__()
+    except Exception as error:
+        error.add_note(f"while opening {name}")
+        raise
+    logger.info("opened %s", name)
+    try:
+        yield opened
+    finally:
+        try:  # logged, not raised: it would hide why the app could not start
+            async with asyncio.timeout(CLOSE_SECONDS):
+                await resource.__aexit__(None, None, None)
+            logger.info("closed %s", name)
+        except Exception:
+            logger.exception("could not close %s", name)
+
+
+@asynccontextmanager
+async def open_database(path: str) -> AsyncIterator[sqlite3.Connection]:
+    db = await asyncio.to_thread(
+        sqlite3.connect, path, timeout=2, isolation_level=None, check_same_thread=False
+    )
+    try:  # from here on there is something to close
+        table = "CREATE TABLE IF NOT EXISTS leases (worker TEXT PRIMARY KEY)"
+        await asyncio.to_thread(db.execute, table)
+        yield db
+    finally:
+        await asyncio.to_thread(db.close)
+
+
+@asynccontextmanager
+async def hold_lease(db: sqlite3.Connection) -> AsyncIterator[str]:
+    """A row that says: this worker lives. `db` must outlive it."""
+    worker = secrets.token_hex(4)
+    try:  # also around the insert: a thread that we stop waiting for goes on
+        await asyncio.to_thread(db.execute, "INSERT INTO leases VALUES (?)", [worker])
+        yield worker
+    finally:
+        delete = "DELETE FROM leases WHERE worker = ?"
+        await asyncio.to_thread(db.execute, delete, [worker])
+
+
+class State(TypedDict):
+    db: sqlite3.Connection
+    worker: str
+
+
+@asynccontextmanager
+async def lifespan(_: FastAPI) -> AsyncIterator[State]:
+    path = os.environ.get("LEASES_FILE", ":memory:")
+    async with (
+        bounded("database", open_database(path)) as db,
+        bounded("lease", hold_lease(db)) as worker,
+    ):
+        yield {"db": db, "worker": worker}
+
+
+app = FastAPI(lifespan=lifespan)
+
+
+@app.get("/leases")
+def leases(request: Request) -> dict[str, list[str]]:  # `def`: SQLite blocks
+    db: sqlite3.Connection = request.state.db
+    rows = db.execute("SELECT worker FROM leases LIMIT 100").fetchall()
+    return {"mine": [request.state.worker], "all": [worker for (worker,) in rows]}
+
+
+# --- evidence ---
+def main() -> None:
+    from contextlib import closing, suppress
+    from io import StringIO
+    from tempfile import TemporaryDirectory
+    from unittest.mock import patch
+
+    from fastapi.testclient import TestClient
+
+    logger.setLevel(logging.INFO)
+    with TemporaryDirectory() as folder:
+        broken = f"{folder}/broken"
+        with closing(sqlite3.connect(broken)) as db:
+            db.execute("CREATE TABLE leases (not_what, we_expect)")
+        for path in f"{folder}/leases", broken:
+            logger.addHandler(log := logging.StreamHandler(StringIO()))
+            here = patch.dict(os.environ, LEASES_FILE=path)
+            with here, suppress(sqlite3.OperationalError), TestClient(app):
+                pass
+            print(*log.stream.getvalue().splitlines(), sep=", ")
+            # > opened database, opened lease, closed lease, closed database
+            # > opened database, closed database
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,165 @@
+# /// script
+# requires-python = ">=3.11"
+# dependencies = ["fastapi[standard]>=0.165"]
+# ///
+"""Take an upload to disk in constant memory.
+
+The body is the file. It goes in blocks from the socket to a partial file, and a
+rename publishes the whole. The server names it; the user's name is only data.
+An upload that is too large, too slow or cut off, or a full disk, leaves nothing.
+
+**Use when** files are large, or a refusal must come before the upload. **Not
+when** a form without JavaScript sends it, or fields come with it: `UploadFile`
+is complete in the temporary directory before any dependency, the login too, runs.
+
+Gotchas:
+
+- `curl -F` and `FormData` send an envelope, not the file: 415. Instead: `curl
+  --data-binary @file`, `fetch(url, {method: "POST", body: file})`.
+- A client that leaves does not cancel the handler: `request.stream()` raises
+  `ClientDisconnect`. Uncaught, it logs "Exception in ASGI application".
+- Limits are per process, for all clients together: 16 slow ones keep others out.
+- SIGTERM waits for uploads: start uvicorn with `--timeout-graceful-shutdown 30`.
+- A crash's leftovers go when the first worker starts. `fcntl` is POSIX only.
+- Not covered: who may upload, quotas, what is in the file, a power cut that takes
+  back the last rename (fsync the directory too).
+
+Try it:
+
+    POST /files?name=notes.txt hello  # 201
+    POST /files?name=../../etc/passwd hello  # 201: a name is only data
+
+Keywords: file upload, UploadFile, large file, 413, path traversal, disk full
+Related: routes/def_or_async, lifespan/resources
+"""
+
+import asyncio
+import errno
+import fcntl
+import hashlib
+import os
+from collections.abc import AsyncIterator, Iterator
+from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Annotated, Any
+from uuid import uuid4
+
+from anyio import CancelScope
+from fastapi import FastAPI, HTTPException, Query, Request
+from fastapi.concurrency import contextmanager_in_threadpool, run_in_threadpool
+from starlette.requests import ClientDisconnect
+
+MAX_BYTES = 100 * 1024 * 1024
+MAX_UPLOADS = 16  # at once: fewer than the 40 threads, and 16 blocks in memory
+BLOCK = 1024 * 1024  # one trip to a thread for each, not for each packet
+BLOCK_SECONDS = 30  # to send one: who stalls or drips gets 408
+NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+BODY = {"content": {"application/octet-stream": {}}}  # a file to choose in /docs
+
+
+@contextmanager
+def open_directory() -> Iterator[Path]:
+    with ExitStack() as stack:
+        given = os.environ.get("UPLOAD_DIR")
+        directory = Path(given or stack.enter_context(TemporaryDirectory()))
+        directory.mkdir(parents=True, exist_ok=True)
+        lock = os.open(directory, os.O_RDONLY)
+        stack.callback(os.close, lock)
+        sweep(directory, lock)
+        fcntl.flock(lock, fcntl.LOCK_SH)  # says that we live
+        yield directory
+        sweep(directory, lock)
+
+
+def sweep(directory: Path, lock: int) -> None:
+    """Remove partial files, unless another worker lives: they may be its own."""
+    with suppress(BlockingIOError):
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        for part in directory.glob(".upload-*"):
+            part.unlink()
+
+
+@asynccontextmanager
+async def lifespan(_: FastAPI) -> AsyncIterator[dict[str, Any]]:
+    async with contextmanager_in_threadpool(open_directory()) as directory:
+        yield {"directory": directory, "slots": asyncio.Semaphore(MAX_UPLOADS)}
+
+
+app = FastAPI(lifespan=lifespan, max_body_size=MAX_BYTES)
+
+
+@app.post("/files", status_code=201, openapi_extra={"requestBody": BODY})
+async def upload(
+    request: Request, name: Annotated[str, Query(max_length=255)] = ""
+) -> dict[str, str | int]:
+    if request.headers.get("Content-Type", "").startswith("multipart/"):
+        raise HTTPException(415, "Send the file itself as the body, not a form.")
+    slots: asyncio.Semaphore = request.state.slots
+    if slots.locked():
+        raise HTTPException(503, "Too many uploads.", {"Retry-After": "10"})
+    async with slots:
+        file = await store(request.stream(), request.state.directory)
+        return {"name": name, **file}
+
+
+async def store(body: AsyncIterator[bytes], directory: Path) -> dict[str, str | int]:
+    file_id, size, digest = uuid4().hex, 0, hashlib.sha256()
+    part = directory / f".upload-{file_id}"
+
+    def append(block: bytearray) -> None:
+        with part.open("ab") as file:  # opened anew: a canceled request leaks none
+            file.write(block)
+        digest.update(block)
+
+    def publish() -> None:
+        with part.open("ab") as file:
+            os.fsync(file.fileno())  # else the name may outlive the content
+        part.replace(directory / file_id)
+
+    try:
+        while block := await next_block(body):
+            await run_in_threadpool(append, block)
+            size += len(block)
+        await run_in_threadpool(publish)
+    except BaseException as error:
+        with CancelScope(shield=True):  # or the next await is canceled too
+            await run_in_threadpool(part.unlink, missing_ok=True)
+        if isinstance(error, OSError) and error.errno in NO_SPACE:
+            raise HTTPException(507, "No space for this file.") from None
+        raise
+    return {"id": file_id, "size": size, "sha256": digest.hexdigest()}
+
+
+async def next_block(body: AsyncIterator[bytes]) -> bytearray:
+    """About `BLOCK` bytes; fewer at the end of the body, then none."""
+    block = bytearray()
+    try:
+        async with asyncio.timeout(BLOCK_SECONDS):
+            async for chunk in body:
+                block += chunk
+                if len(block) >= BLOCK:
+                    break
+    except TimeoutError:
+        raise HTTPException(408, "Too slow.", {"Connection": "close"}) from None
+    except ClientDisconnect:
+        raise HTTPException(400, "Cut off.") from None
+    return block
+
+
+# --- evidence ---
+def main() -> None:
+    from fastapi.testclient import TestClient
+
+    with TestClient(app) as client:
+        for content in (b"A", b"B"):
+            client.post("/files?name=../notes.txt", content=content)
+        print(client.post("/files", content=bytes(MAX_BYTES + 1)).status_code)
+        # > 413
+        directory: Path = client.app_state["directory"]
+        print(sorted(path.read_bytes() for path in directory.iterdir()))
+        # > [b'A', b'B']
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,148 @@
+"""The checkers are checked: a checker that has stopped looking passes everything."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import Serve
+from tests.harness.examples import fences, unseen_fences
+from tests.harness.served import Options
+from tests.harness.server import Server
+
+
+@pytest.fixture
+def naughty(tmp_path: Path) -> Server:
+    return Server(Options("tests.naughty", tmp_path / "log"))
+
+
+async def get(server: Server, path: str) -> int:
+    async with server.client() as client:
+        return (await client.get(path)).status_code
+
+
+async def test_a_good_app_has_no_troubles(naughty: Server) -> None:
+    assert await get(naughty, "/fine") == 200
+    assert naughty.stop() == []
+    assert naughty.wait() == -15
+
+
+@pytest.mark.parametrize(
+    ("path", "error"), [("/blocks", "BlockingError"), ("/warns", "DeprecationWarning")]
+)
+async def test_what_the_served_process_refuses(
+    naughty: Server, path: str, error: str
+) -> None:
+    assert await get(naughty, path) == 500
+    naughty.wait_for_log(error)
+    assert naughty.stop() == []
+
+
+@pytest.mark.parametrize(
+    ("path", "trouble"),
+    [
+        ("/leaks-a-task", "task left"),
+        ("/leaks-a-descriptor", "file descriptor left"),
+        ("/loses-an-exception", "never retrieved"),
+        ("/forgets-to-await", "never awaited"),
+    ],
+)
+async def test_what_is_reported_after_the_stop(
+    naughty: Server, path: str, trouble: str
+) -> None:
+    assert await get(naughty, path) == 200
+    assert [line for line in naughty.stop() if trouble in line]
+
+
+def test_troubles_fail_the_test(pytester: pytest.Pytester) -> None:
+    pytester.makeconftest("from tests.conftest import *")
+    pytester.makepyfile(
+        """
+        import urllib.request
+
+        def test_leak(serve):
+            server = serve("tests.naughty")
+            urllib.request.urlopen(server.url + "/leaks-a-task")
+        """
+    )
+    result = pytester.runpytest_subprocess("-p", "no:randomly")
+    result.assert_outcomes(passed=1, errors=1)
+    result.stdout.fnmatch_lines(["*task left*"])
+
+
+def test_an_app_that_does_not_start_says_why(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match="no such host"):
+        Server(Options("tests.naughty:broken", tmp_path / "log"))
+
+
+@pytest.mark.parametrize(
+    "fence",
+    [
+        "~~~python\nprint(1)\n~~~",
+        "```pycon\n>>> 1\n```",
+        "```python3\nprint(1)\n```",
+        "````python\nprint(1)\n````",
+        "```Python\nprint(1)\n```",
+        "> ```python\n> print(1)\n> ```",
+    ],
+)
+def test_fences_that_would_not_run_are_refused(tmp_path: Path, fence: str) -> None:
+    page = tmp_path / "page.md"
+    page.write_text(f"# Page\n\n{fence}\n")
+    assert len(unseen_fences(page)) == 1
+
+
+def test_fences_in_lists_and_tabs_are_seen(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text('=== "tab"\n\n    ```python\n    print(1)\n    ```\n')
+    assert unseen_fences(page) == []
+    assert len(fences(page)) == 1
+
+
+BROKEN_FENCES = {
+    "undefined": ("undefined", "F821"),
+    "raises": ("raise ValueError('boom')", "ValueError: boom"),
+    "output": ("print(1)\n#> 2", "Print output changed"),
+    "unused": ("import os", "F401"),
+    "blocks": ("import time\n\n\nasync def main():\n    time.sleep(1)", "ASYNC251"),
+}
+
+
+def test_a_broken_fence_fails_with_its_line(pytester: pytest.Pytester) -> None:
+    page = pytester.path / "page.md"
+    page.write_text(
+        "".join(f"```python\n{code}\n```\n\n" for code, _ in BROKEN_FENCES.values())
+    )
+    pytester.makepyfile(
+        f"""
+        from pathlib import Path
+        import pytest
+        from tests.harness.examples import fences, run_fence
+
+        @pytest.mark.parametrize("example", fences(Path({str(page)!r})), ids=str)
+        def test_fence(example, eval_example):
+            run_fence(eval_example, example)
+        """
+    )
+    result = pytester.runpytest_subprocess()
+    result.assert_outcomes(failed=len(BROKEN_FENCES))
+    for line, message in [(2, "F821"), (6, "boom"), (15, "F401"), (23, "ASYNC251")]:
+        result.stdout.fnmatch_lines_random([f"*page.md:{line}:*{message}*"])
+    result.stdout.fnmatch_lines(["*Print output changed*"])
+
+
+def test_a_broken_recipe_fails_and_is_repaired(pytester: pytest.Pytester) -> None:
+    module = pytester.path / "sums.py"
+    module.write_text('"""Sum."""\n\nprint(1 + 1)  # noqa: T201\n# > 3\n')
+    pytester.makepyfile(
+        test_sums=f"""
+        from pathlib import Path
+        from tests.harness.examples import recipe_example, run_recipe
+
+        def test_recipe(eval_example):
+            run_recipe(eval_example, recipe_example(Path({str(module)!r})))
+        """
+    )
+    pytester.runpytest_subprocess().assert_outcomes(failed=1)
+    pytester.runpytest_subprocess("--update-examples").assert_outcomes(passed=1)
+    assert "# > 2\n" in module.read_text()
+    pytester.runpytest_subprocess().assert_outcomes(passed=1)
