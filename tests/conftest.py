@@ -15,9 +15,6 @@ from tests.harness.served import Options
 from tests.harness.server import Server
 
 
-pytest_plugins = ["pytester"]
-
-
 @pytest.fixture(scope="session")
 def anyio_backend() -> str:
     return "asyncio"

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from pytest_examples import CodeExample, EvalExample
 
-from recipes._cookbook.catalogue import Recipe, recipes
+from recipes._cookbook.catalogue import recipe_paths
 from tests.conftest import environment
 from tests.harness.examples import (
     fences,
@@ -21,7 +21,7 @@ FENCES = [example for path in markdown_files() for example in fences(path)]
 
 def test_examples_are_found() -> None:
     assert FENCES
-    assert recipes()
+    assert recipe_paths()
 
 
 @pytest.mark.parametrize("path", markdown_files(), ids=lambda path: path.name)
@@ -34,13 +34,13 @@ def test_fence(example: CodeExample, eval_example: EvalExample) -> None:
     run_fence(eval_example, example)
 
 
-@pytest.mark.parametrize("recipe_", recipes(), ids=lambda recipe: recipe.name)
+@pytest.mark.parametrize("path", recipe_paths(), ids=lambda path: path.stem)
 def test_recipe(
-    recipe_: Recipe,
+    path: Path,
     eval_example: EvalExample,
     request: pytest.FixtureRequest,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    for variable, url in environment(request, recipe_.topic, recipe_.stem).items():
+    for variable, url in environment(request, path.parent.name, path.stem).items():
         monkeypatch.setenv(variable, url)
-    run_recipe(eval_example, recipe_example(recipe_.path))
+    run_recipe(eval_example, recipe_example(path))

@@ -64,7 +64,7 @@ def test_troubles_fail_the_test(pytester: pytest.Pytester) -> None:
             urllib.request.urlopen(server.url + "/leaks-a-task")
         """
     )
-    result = pytester.runpytest_subprocess("-p", "no:randomly")
+    result = pytester.runpytest_inprocess()
     result.assert_outcomes(passed=1, errors=1)
     result.stdout.fnmatch_lines(["*task left*"])
 
@@ -123,7 +123,7 @@ def test_a_broken_fence_fails_with_its_line(pytester: pytest.Pytester) -> None:
             run_fence(eval_example, example)
         """
     )
-    result = pytester.runpytest_subprocess()
+    result = pytester.runpytest_inprocess()
     result.assert_outcomes(failed=len(BROKEN_FENCES))
     for line, message in [(2, "F821"), (6, "boom"), (15, "F401"), (23, "ASYNC251")]:
         result.stdout.fnmatch_lines_random([f"*page.md:{line}:*{message}*"])
@@ -142,7 +142,7 @@ def test_a_broken_recipe_fails_and_is_repaired(pytester: pytest.Pytester) -> Non
             run_recipe(eval_example, recipe_example(Path({str(module)!r})))
         """
     )
-    pytester.runpytest_subprocess().assert_outcomes(failed=1)
-    pytester.runpytest_subprocess("--update-examples").assert_outcomes(passed=1)
+    pytester.runpytest_inprocess().assert_outcomes(failed=1)
+    pytester.runpytest_inprocess("--update-examples").assert_outcomes(passed=1)
     assert "# > 2\n" in module.read_text()
-    pytester.runpytest_subprocess().assert_outcomes(passed=1)
+    pytester.runpytest_inprocess().assert_outcomes(passed=1)

@@ -149,13 +149,13 @@ def find(name: str) -> Recipe:
         UnknownRecipe: With the nearest names.
     """
     wanted = name.strip("/").removeprefix("recipes/").removesuffix(".py")
-    by_name = {recipe.name: recipe for recipe in recipes()}
+    by_name = {f"{path.parent.name}/{path.stem}": path for path in recipe_paths()}
     if wanted in by_name:
-        return by_name[wanted]
-    same_stem = [recipe for recipe in recipes() if recipe.stem == wanted]
+        return parse(by_name[wanted])
+    same_stem = [path for path in by_name.values() if path.stem == wanted]
     if len(same_stem) == 1:
-        return same_stem[0]
-    candidates = list(by_name) + [recipe.stem for recipe in recipes()]
+        return parse(same_stem[0])
+    candidates = [*by_name, *(path.stem for path in by_name.values())]
     near = difflib.get_close_matches(wanted, candidates, n=3, cutoff=0.5)
     names = [n for n in by_name if n in near or n.partition("/")[2] in near]
     hint = f"Did you mean {' or '.join(names)}?" if names else "See `recipes list`."
@@ -258,10 +258,10 @@ class _Prose:
     def bold(self, label: str, until: str) -> str:
         """The words after `**label**`, up to `until`."""
         index = self._use_when()
-        text = "\n".join(self.lines[index:])
+        text = re.sub(r"(?<!\n)\n(?!\n)", " ", "\n".join(self.lines[index:]))
         _, found, rest = text.partition(f"**{label}**")
-        words = " ".join(rest.partition(until)[0].split()) if found else ""
-        if not words:
+        words = rest.partition(until)[0].strip()
+        if not (found and words):
             raise self.problem(index, f"write `**{label}** …` in this paragraph")
         return words
 

@@ -4,7 +4,7 @@ import ast
 import re
 import sys
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import cache
 from importlib.metadata import PackageNotFoundError, packages_distributions, requires
 
@@ -13,7 +13,6 @@ from packaging.utils import canonicalize_name
 
 from recipes._cookbook.catalogue import (
     ROOT,
-    SERVER_VARIABLES,
     TOPICS,
     Problem,
     Recipe,
@@ -33,24 +32,21 @@ _ENVIRONMENT = {"environ", "getenv"}
 def check_all() -> list[Problem]:
     """Every broken rule of every recipe of the repository."""
     problems: list[Problem] = []
-    found: list[Recipe] = []
     for path in recipe_paths():
         try:
-            found.append(parse(path))
+            problems += check(parse(path))
         except Problem as problem:
             problems.append(problem)
-    for recipe in found:
-        problems += check(recipe, found)
     return problems
 
 
-def check(recipe: Recipe, others: list[Recipe]) -> list[Problem]:
-    """The rules that `recipe` breaks; `others` are the recipes it may refer to."""
+def check(recipe: Recipe) -> list[Problem]:
+    """The rules that `recipe` breaks."""
     tree = ast.parse(recipe.source)
     return [
         *_size(recipe),
         *_names(recipe),
-        *_references(recipe, others),
+        *_references(recipe),
         *_shape(recipe, tree),
         *_evidence(recipe),
         *_header(recipe),
@@ -82,7 +78,7 @@ def _names(recipe: Recipe) -> Iterator[Problem]:
     if recipe.topic not in TOPICS:
         message = f"unknown topic {recipe.topic!r}: use one of {', '.join(TOPICS)}"
         yield Problem(recipe.path, 1, message)
-    if recipe.stem in sys.stdlib_module_names | packages_distributions().keys():
+    if recipe.stem in sys.stdlib_module_names | _distributions().keys():
         message = (
             f"a script's folder comes first on sys.path: {recipe.stem!r} would hide "
             "an importable module, choose another file name"
@@ -90,11 +86,11 @@ def _names(recipe: Recipe) -> Iterator[Problem]:
         yield Problem(recipe.path, 1, message)
 
 
-def _references(recipe: Recipe, others: list[Recipe]) -> Iterator[Problem]:
+def _references(recipe: Recipe) -> Iterator[Problem]:
     if len(recipe.keywords) < MIN_KEYWORDS:
         message = f"give at least {MIN_KEYWORDS} keywords: what would a reader search?"
         yield Problem(recipe.path, _line(recipe, "Keywords:"), message)
-    known = {other.name for other in others} - {recipe.name}
+    known = {f"{p.parent.name}/{p.stem}" for p in recipe_paths()} - {recipe.name}
     for name in recipe.related:
         if name not in known:
             message = f"related recipe {name!r} does not exist: write topic/pattern"
@@ -166,7 +162,7 @@ def _imports(recipe: Recipe, tree: ast.Module) -> Iterator[Problem]:
             message = "a recipe stands alone: do not import another one"
         elif module in sys.stdlib_module_names:
             continue
-        elif not available & set(packages_distributions().get(module, [module])):
+        elif not available & set(_distributions().get(module, [module])):
             message = f"declare the package of {module!r} in the PEP 723 header"
         else:
             continue
@@ -188,9 +184,15 @@ def _provided(dependencies: tuple[str, ...]) -> set[str]:
     """Distributions that are declared, or that come with `fastapi[standard]`."""
     declared = {Requirement(text).name for text in dependencies}
     names = declared | _standard() if "fastapi" in declared else declared
-    installed = {name for found in packages_distributions().values() for name in found}
+    installed = {name for found in _distributions().values() for name in found}
     canonical = {canonicalize_name(name) for name in names}
     return {name for name in installed if canonicalize_name(name) in canonical}
+
+
+@cache
+def _distributions() -> Mapping[str, list[str]]:
+    """The distributions that provide each importable top-level module."""
+    return packages_distributions()
 
 
 @cache
@@ -255,5 +257,3 @@ def _companions(recipe: Recipe) -> Iterator[Problem]:
             message = f"name {variable} with an example URL in the error without it"
             yield Problem(recipe.path, _line(recipe, variable), message)
 
-
-__all__ = ["MAX_LINES", "MAX_TOKENS", "SERVER_VARIABLES", "check", "check_all"]

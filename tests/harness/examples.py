@@ -99,7 +99,7 @@ def run_fence(eval_example: EvalExample, example: CodeExample) -> None:
 def recipe_example(path: Path) -> CodeExample:
     """A whole module as one example."""
     text = path.read_text("utf-8")
-    example = CodeExample.create(_KEPT.sub(r"\1#> ", text), path=path)
+    example: CodeExample = CodeExample.create(_KEPT.sub(r"\1#> ", text), path=path)
     example.end_index = len(text)
     example.group = uuid4()
     return example

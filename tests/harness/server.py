@@ -15,7 +15,7 @@ from tests.harness import served
 PRELOAD = [
     "tests.harness.served", "fastapi.testclient", "fastapi.sse", "uvicorn.lifespan.on",
     "uvicorn.protocols.http.httptools_impl", "uvloop", "sqlalchemy.ext.asyncio", "asyncpg",
-    "websockets", "httpx2", "multipart",
+    "websockets", "httpx2", "httpcore2", "multipart",
 ]  # fmt: skip
 START_SECONDS = 30
 STOP_SECONDS = 20
@@ -36,6 +36,7 @@ class Server:
             target=served.run, args=(options, listener, theirs), daemon=True
         )
         self._killed = False
+        self._troubles: list[str] | None = None
         self._process.start()
         listener.close()  # only the child answers, so a dead child refuses
         theirs.close()
@@ -107,10 +108,11 @@ class Server:
         finally:
             killed = self._killed
             self.kill()
-        troubles = self._next_report(0)
-        if isinstance(troubles, list):
-            return troubles
-        return [] if killed else ["it ended without a report"]
+        if self._troubles is None:
+            report = self._next_report(0)
+            silent = [] if killed else ["it ended without a report"]
+            self._troubles = report if isinstance(report, list) else silent
+        return self._troubles
 
     def _next_report(self, seconds: float) -> object:
         try:
