@@ -70,22 +70,23 @@
     const output = new Output();
     const label = element("label", { htmlFor: id, title: "Path" }, request.method);
     const button = element("button", { type: "submit" });
-    const form = element("form", { className: "try-it-request" }, label, path, button);
+    const form = element("form", { className: "try-it-request" }, label, path);
     const parts = [form];
 
     if (request.method === "WS") {
       const composer = new Composer(request.body, output);
+      form.append(button);
       parts.push(composer.form);
       whenSubmitted(form, button, "Connect", output, (signal) =>
         converse(url(), composer, output, signal));
     } else if (request.method === "SSE") {
       const resume = resumeBox(output);
-      form.append(resume.label);
+      form.append(button, resume.label);
       whenSubmitted(form, button, "Open", output, (signal) =>
         subscribe(url(), resume, output, signal));
     } else {
       const body = bodyField(request.body);
-      form.append(...body.nodes);
+      form.append(...body.nodes, button);
       if (request.method === "GET") form.append(tabLink(path, url));
       whenSubmitted(form, button, "Send", output, (signal) =>
         send(url(), { method: request.method, ...body.read() }, output, signal));

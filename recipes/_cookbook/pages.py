@@ -267,7 +267,7 @@ def _code(code: str, title: str = "") -> str:
 
 
 def _console(command: str) -> str:
-    return f"```console\n{command}\n```"
+    return f"```sh\n{command}\n```"
 
 
 def _shown(path: Path) -> str:
