@@ -1,6 +1,7 @@
 """Commits after the answer: the client has its 200, whether the row exists or not."""
 
 import os
+from contextlib import asynccontextmanager
 
 from fastapi import Depends, FastAPI
 from sqlalchemy import make_url
@@ -28,6 +29,7 @@ async def get_db():
         await session.commit()
 
 
+@asynccontextmanager
 async def create_tables(app: FastAPI):
     async with engine.begin() as connection:
         await connection.run_sync(Base.metadata.create_all)

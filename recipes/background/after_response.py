@@ -1,0 +1,144 @@
+# /// script
+# requires-python = ">=3.11"
+# dependencies = ["fastapi[standard]>=0.165"]
+# ///
+"""Do small work after the answer.
+
+`BackgroundTasks` starts when the last byte has left; from then on an error has
+nobody to go to. So each task gets its own time limit and its own error handling,
+and they run side by side: one that fails or hangs takes no other with it. What
+became of it is counted and logged.
+
+**Use when** the work takes seconds and may be lost: a mail to tell a friend, a
+counter, a warm cache. **Not when** it must happen: commit it to an outbox table
+together with your data, or hand it to a job queue, before you answer.
+
+Gotchas:
+
+- At SIGTERM uvicorn waits for the tasks; `LIMIT` bounds that. After
+  `--timeout-graceful-shutdown` it cancels them, so keep `LIMIT` below that. Then
+  `lost` in the log is the last trace. After SIGKILL there is none.
+- Open sessions and connections in the task. What a `yield` dependency opened
+  stays open until all tasks are done; with `scope="function"` it is closed
+  before they start.
+- A task in a thread (a `def`, or `to_thread`) runs on after its limit: nothing
+  stops a thread. Give the blocking client a timeout of its own.
+- The tasks never start if the endpoint raises, or if the `Response` that it
+  returns has its own `background=`.
+- Log text from outside with `%r`: a newline in it, or in the message of an
+  exception, forges an entry. And a query string is in every access log.
+
+Try it:
+
+    POST /shares {"email": "ada@example.com", "note": "Look at this"}  # 202
+    POST /shares {"email": "ada@nowhere.example"}  # 202, then the mail fails
+    POST /shares {"email": "not-an-email"}  # 422
+    GET /outcomes
+
+Keywords: BackgroundTasks, fire and forget, add_task, send email, graceful shutdown
+Related: databases/sqlalchemy_session, lifespan/resources
+"""
+
+import asyncio
+import logging
+import secrets
+import traceback
+from collections import Counter
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import Annotated, Any
+
+from fastapi import BackgroundTasks, FastAPI, Request
+from pydantic import BaseModel, EmailStr, Field
+
+LIMIT = 3  # seconds for a task, its wait for a slot included
+SLOTS = 20  # tasks at a time; under load the others wait, within their limit
+
+logger = logging.getLogger(__name__)
+Task = partial[Coroutine[Any, Any, None]]
+
+
+class AfterResponse:
+    """Runs tasks that do not depend on each other, and counts how they ended."""
+
+    def __init__(self) -> None:
+        self.outcomes: Counter[str] = Counter()
+        self._slots = asyncio.Semaphore(SLOTS)
+
+    async def run(self, ref: str, *tasks: Task) -> None:
+        async with asyncio.TaskGroup() as group:
+            for task in tasks:
+                group.create_task(self._attempt(ref, task))
+
+    async def _attempt(self, ref: str, task: Task) -> None:
+        name = task.func.__name__
+        try:
+            async with asyncio.timeout(LIMIT), self._slots:
+                await task()
+            self.outcomes[f"{name}: done"] += 1
+        except Exception:  # noqa: BLE001 - the last place that can catch it
+            self.outcomes[f"{name}: failed"] += 1
+            # With %r a traceback is one line, and no newline in it forges another.
+            logger.warning("%s %s: failed: %r", ref, name, traceback.format_exc())
+        except asyncio.CancelledError:
+            logger.warning("%s %s: lost, the server stops", ref, name)
+            raise
+
+
+class Share(BaseModel):
+    email: EmailStr
+    note: Annotated[str, Field(max_length=1000)] = ""
+
+
+async def send_mail(email: str, note: str) -> None:
+    await asyncio.sleep(0.05)  # stands for your mail service
+    if email.endswith("@nowhere.example"):
+        raise ConnectionError(f"550 No such domain: {email} {note}")
+
+
+async def count_share() -> None:
+    await asyncio.sleep(0.05)  # stands for a session of its own
+
+
+@asynccontextmanager
+async def lifespan(_: FastAPI) -> AsyncIterator[dict[str, AfterResponse]]:
+    yield {"after": AfterResponse()}
+
+
+app = FastAPI(lifespan=lifespan, max_body_size=64 * 1024)
+
+
+@app.post("/shares", status_code=202)
+async def share_page(
+    request: Request, share: Share, background: BackgroundTasks
+) -> dict[str, str]:
+    after: AfterResponse = request.state.after
+    ref = secrets.token_hex(4)  # finds the log lines of this request
+    mail = partial(send_mail, share.email, share.note)
+    background.add_task(after.run, ref, mail, partial(count_share))
+    return {"ref": ref}
+
+
+@app.get("/outcomes")
+async def outcomes(request: Request) -> dict[str, int]:
+    after: AfterResponse = request.state.after
+    return after.outcomes
+
+
+# --- evidence ---
+def main() -> None:
+    from fastapi.testclient import TestClient
+
+    logger.disabled = True
+    with TestClient(app) as client:
+        for email in ("ada@example.com", "ada@nowhere.example"):
+            print(client.post("/shares", json={"email": email}).status_code)
+            # > 202
+            # > 202
+        print(client.get("/outcomes").json())
+        # > {'send_mail: done': 1, 'count_share: done': 2, 'send_mail: failed': 1}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,382 @@
+"""databases/sqlalchemy_session: a 201 means that the row is there."""
+
+import asyncio
+import os
+import socket
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager, suppress
+from typing import Any, Self
+from urllib.parse import urljoin, urlsplit
+
+import asyncpg
+import httpx2
+import pytest
+
+from recipes.databases import sqlalchemy_session
+from recipes.databases.sqlalchemy_session import NO_URL, POOL_SIZE
+from tests.conftest import Serve
+from tests.harness.server import Server
+
+DEFERRED = """
+    ALTER TABLE members DROP CONSTRAINT members_email_key;
+    ALTER TABLE members ADD UNIQUE (email) DEFERRABLE INITIALLY DEFERRED
+"""
+HELD = """
+    CREATE FUNCTION held() RETURNS trigger LANGUAGE plpgsql AS
+        'BEGIN PERFORM pg_advisory_xact_lock(42); RETURN NULL; END';
+    CREATE CONSTRAINT TRIGGER held AFTER INSERT ON members
+        DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION held();
+    SELECT pg_advisory_lock(42)
+"""
+WAITING = "SELECT count(*) FROM pg_locks WHERE NOT granted"
+RELEASE = "SELECT pg_advisory_unlock(42)"
+ROWS = "SELECT count(*) FROM members"
+OTHERS = """
+    FROM pg_stat_activity
+    WHERE datname = current_database() AND pid <> pg_backend_pid()
+"""
+
+
+@asynccontextmanager
+async def database(server: Server) -> AsyncIterator[Any]:
+    """A connection of our own to the database that `server` uses."""
+    connection = await asyncpg.connect(server.options.env["DATABASE_URL"])
+    try:
+        yield connection
+    finally:
+        await connection.close()
+
+
+async def until(database: asyncpg.Connection, query: str, wanted: int = 1) -> None:
+    """Wait until `query` counts `wanted`."""
+    async with asyncio.timeout(20):
+        while await database.fetchval(query) != wanted:
+            await asyncio.sleep(0.01)
+
+
+def alone(server: Server) -> httpx2.AsyncClient:
+    """A client with a connection for each request: uvicorn closes it after a 500."""
+    return server.client(headers={"Connection": "close"})
+
+
+async def join(client: httpx2.AsyncClient, email: str = "ada@example.com") -> int:
+    return (await client.post("/members", json={"email": email})).status_code
+
+
+async def read(client: httpx2.AsyncClient, number: int | str = 1) -> int:
+    return (await client.get(f"/members/{number}")).status_code
+
+
+async def test_a_new_member_is_found_where_the_answer_says(recipe: Server) -> None:
+    async with alone(recipe) as client:
+        created = await client.post("/members", json={"email": "ada@example.com"})
+        assert created.status_code == 201
+        location = urljoin(str(created.url), created.headers["location"])
+        assert (await client.get(location)).json() == created.json()
+
+
+@pytest.mark.defect("D7")
+@pytest.mark.parametrize("change", ["SELECT 1", DEFERRED], ids=["flush", "commit"])
+async def test_a_commit_that_fails_is_not_a_success(
+    recipe: Server, naive: Server, change: str
+) -> None:
+    async def twice(server: Server) -> list[int]:
+        async with database(server) as connection, alone(server) as client:
+            await connection.execute(change)
+            statuses = [await join(client), await join(client)]
+            await until(connection, ROWS)
+            return statuses
+
+    assert await twice(recipe) == [201, 409]
+    assert await twice(naive) == [200, 200]  # the constraint lets in one
+
+
+@pytest.mark.defect("D8")
+async def test_the_answer_waits_for_the_commit(recipe: Server, naive: Server) -> None:
+    async def joining(server: Server) -> tuple[bool, int, object]:
+        """Was it answered while the COMMIT hung? What was to be read after it?"""
+        async with database(server) as connection, alone(server) as client:
+            await connection.execute(HELD)
+            answer = asyncio.create_task(join(client))
+            await until(connection, WAITING)
+            if server is naive:
+                await answer
+            answered = answer.done()
+            if not answered:
+                await connection.execute(RELEASE)
+            status = await answer
+            async with alone(server) as another:
+                found = (await another.get("/members/1")).json()
+            return answered, status, found
+
+    assert await joining(recipe) == (False, 201, {"id": 1, "email": "ada@example.com"})
+    assert await joining(naive) == (True, 200, None)
+
+
+@pytest.mark.defect("D9")
+def test_a_background_task_sees_the_row(
+    serve: Serve, new_database: Callable[[], str]
+) -> None:
+    def seen(name: str) -> None:
+        server = watched(serve, name, new_database())
+        httpx2.post(f"{server.url}/with-task", json={"email": "ada@example.com"})
+        rows = {"recipe": 1, "naive": 0}[name]
+        server.wait_for_log(f"the task sees {rows} rows")
+
+    seen("recipe")
+    seen("naive")
+
+
+def watched(serve: Serve, name: str, url: str) -> Server:
+    target = f"tests.behavior.databases.watched_sqlalchemy_session:{name}"
+    # The naive form's engine is made at import, next to the recipe.
+    return serve(target, env={"DATABASE_URL": url}, strict=name == "recipe")
+
+
+@pytest.mark.defect("D10")
+async def test_only_public_columns_are_answered(recipe: Server, naive: Server) -> None:
+    async def columns(server: Server) -> set[str]:
+        async with database(server) as connection, alone(server) as client:
+            await join(client)
+            await connection.execute("UPDATE members SET password_hash = 'secret'")
+            return set((await client.get("/members/1")).json())
+
+    assert await columns(recipe) == {"id", "email"}
+    assert await columns(naive) == {"id", "email", "password_hash"}
+
+
+@pytest.mark.defect("D11")
+async def test_an_id_out_of_range_is_no_server_error(
+    recipe: Server, naive: Server
+) -> None:
+    async with alone(recipe) as client, alone(naive) as careless:
+        assert await read(client, 2**31 - 1) == 404
+        for number in (2**31, 2**63, 10**30, 0, -1, "x", "1.5", "9" * 5000, "%00"):
+            assert await read(client, number) == 422
+        assert await read(careless, 2**31) == 500
+
+
+async def test_a_bad_email_is_refused(recipe: Server) -> None:
+    addresses: list[object] = [
+        None, 1, [], {}, "", "ada", "a b@example.com", "@example.com", "a\0@b.example",
+        "a@b.example\nBcc: c@d.example", f"{'x' * 300}@example.com",
+    ]  # fmt: skip
+    bad: list[object] = [{"email": address} for address in addresses]
+    async with alone(recipe) as client:
+        for body in (*bad, None, [], {}, "ada@example.com"):
+            assert (await client.post("/members", json=body)).status_code == 422
+
+
+async def test_of_many_who_want_one_email_one_gets_it(recipe: Server) -> None:
+    async with alone(recipe) as client:
+        answers = await asyncio.gather(*(join(client) for _ in range(2 * POOL_SIZE)))
+        assert Counter(answers) == {201: 1, 409: 2 * POOL_SIZE - 1}
+        assert await join(client, "bob@example.com") == 201
+
+
+async def test_without_a_free_connection_the_answer_is_try_again(
+    recipe: Server, naive: Server
+) -> None:
+    async def crowded(server: Server) -> tuple[Counter[int], Counter[str | None]]:
+        """What 30 requests hear while another client locks the table."""
+        async with database(server) as connection, alone(server) as client:
+            async with connection.transaction():
+                await connection.execute("LOCK TABLE members")
+                tasks = [
+                    asyncio.create_task(client.get("/members/1")) for _ in "." * 30
+                ]
+                size = POOL_SIZE if server is recipe else 15
+                await until(connection, WAITING, size)
+                early = asyncio.as_completed(tasks)
+                refused = [await next(early) for _ in range(30 - size)]
+            late = await asyncio.gather(*tasks)
+            assert len([one for one in late if one.status_code < 500]) == size
+        statuses = Counter(answer.status_code for answer in refused)
+        return statuses, Counter(
+            answer.headers.get("retry-after") for answer in refused
+        )
+
+    ours, theirs = await asyncio.gather(crowded(recipe), crowded(naive))
+    assert ours == ({503: 20}, {"2": 20})
+    assert theirs == ({500: 15}, {None: 15})
+
+
+async def test_readers_that_stall_hold_no_connection(
+    serve: Serve, new_database: Callable[[], str]
+) -> None:
+    async def beside_stalled_readers(name: str) -> int:
+        server = await asyncio.to_thread(watched, serve, name, await fresh())
+        count = 15  # fills the pool of the naive form
+        async with alone(server) as client:
+            stalled = [
+                asyncio.create_task(client.get("/members/1", headers={"x-stall": "1"}))
+                for _ in range(count)
+            ]
+            await asyncio.to_thread(server.wait_for_log, f"stalled: {count}")
+            status = await read(client)
+            await client.get("/release")
+            await asyncio.gather(*stalled)
+            return status
+
+    async def fresh() -> str:
+        return await asyncio.to_thread(new_database)
+
+    assert await beside_stalled_readers("recipe") == 404
+    assert await beside_stalled_readers("naive") == 500
+
+
+async def test_after_a_restart_of_the_database_nobody_gets_an_error(
+    recipe: Server, naive: Server
+) -> None:
+    async def after_restart(server: Server) -> int:
+        async with database(server) as connection, alone(server) as client:
+            assert await join(client) < 300
+            await until(connection, ROWS)
+            await connection.execute("SELECT pg_terminate_backend(pid)" + OTHERS)
+            await until(connection, "SELECT count(*)" + OTHERS, 0)
+            return await read(client)
+
+    assert await after_restart(recipe) == 200
+    assert await after_restart(naive) == 500
+
+
+class Proxy:
+    """The way to the database, which can be cut."""
+
+    def __init__(self, url: str) -> None:
+        parts = urlsplit(url)
+        assert parts.port
+        self._target = parts.port
+        self._url = url
+        self._ends: set[asyncio.StreamWriter] = set()
+
+    async def __aenter__(self) -> Self:
+        await self.open(0)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.cut()
+
+    async def open(self, port: int) -> None:
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", port)
+        self.port: int = self._server.sockets[0].getsockname()[1]
+        self.url = self._url.replace(f":{self._target}/", f":{self.port}/")
+
+    async def cut(self) -> None:
+        self._server.close()
+        for end in self._ends:
+            end.transport.abort()
+
+    async def _serve(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        theirs, to = await asyncio.open_connection("127.0.0.1", self._target)
+        self._ends |= {writer, to}
+        await asyncio.gather(self._pipe(reader, to), self._pipe(theirs, writer))
+
+    async def _pipe(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        with suppress(ConnectionError):
+            while chunk := await reader.read(1 << 16):
+                writer.write(chunk)
+        writer.close()
+
+
+async def test_a_database_that_is_gone_is_503_until_it_is_back(
+    serve: Serve, new_database: Callable[[], str]
+) -> None:
+    url = await asyncio.to_thread(new_database)
+    async with Proxy(url) as proxy:
+        env = {"DATABASE_URL": proxy.url}
+        server = await asyncio.to_thread(
+            lambda: serve("recipes.databases.sqlalchemy_session", env=env)
+        )
+        async with alone(server) as client:
+            assert await join(client) == 201
+            await proxy.cut()
+            assert [await read(client), await join(client)] == [503, 503]
+            await proxy.open(proxy.port)
+            assert [await read(client), await join(client)] == [200, 409]
+        await asyncio.to_thread(server.stop)
+
+
+async def test_a_client_that_leaves_does_not_stop_its_commit(recipe: Server) -> None:
+    body = b'{"email": "ada@example.com"}'
+    head = b"POST /members HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+    async with database(recipe) as connection, alone(recipe) as client:
+        await connection.execute(HELD)
+        with socket.create_connection(("127.0.0.1", recipe.port)) as impatient:
+            impatient.sendall(head + b"Content-Length: %d\r\n\r\n" % len(body) + body)
+            await until(connection, WAITING)
+        await connection.execute(RELEASE)
+        await until(connection, ROWS)
+        assert await join(client) == 409
+
+
+async def test_a_transaction_in_flight_at_sigterm_is_finished(recipe: Server) -> None:
+    async with database(recipe) as connection, alone(recipe) as client:
+        await connection.execute(HELD)
+        answer = asyncio.create_task(join(client))
+        await until(connection, WAITING)
+        recipe.terminate()
+        await asyncio.to_thread(recipe.wait_for_log, "Shutting down")
+        await connection.execute(RELEASE)
+        assert await answer == 201
+        assert await connection.fetchval(ROWS) == 1
+        await asyncio.to_thread(recipe.wait)
+        await until(connection, "SELECT count(*)" + OTHERS, 0)
+
+
+async def test_a_statement_that_hangs_does_not_hold_up_a_stop(
+    serve: Serve, new_database: Callable[[], str]
+) -> None:
+    env = {"DATABASE_URL": await asyncio.to_thread(new_database)}
+    server = await asyncio.to_thread(
+        lambda: serve(
+            "recipes.databases.sqlalchemy_session",
+            env=env,
+            strict=False,
+            timeout_graceful_shutdown=1,
+        )
+    )
+    async with database(server) as connection, alone(server) as client:
+        async with connection.transaction():
+            await connection.execute("LOCK TABLE members")
+            answer = asyncio.create_task(join(client))
+            await until(connection, WAITING)
+            server.terminate()
+            assert await asyncio.to_thread(server.wait) == -15
+            with pytest.raises(httpx2.RemoteProtocolError):
+                await answer
+        await until(connection, "SELECT count(*)" + OTHERS, 0)
+        assert await connection.fetchval(ROWS) == 0
+
+
+def test_workers_start_at_once_and_any_usual_url_will_do(
+    serve: Serve, new_database: Callable[[], str]
+) -> None:
+    url = new_database().removeprefix("postgresql")
+
+    def start(scheme: str) -> int:
+        target = "recipes.databases.sqlalchemy_session"
+        server = serve(target, env={"DATABASE_URL": scheme + url})
+        return httpx2.get(f"{server.url}/members/1").status_code
+
+    with ThreadPoolExecutor() as threads:
+        schemes = ["postgres", "postgresql", "postgresql+asyncpg"]
+        assert list(threads.map(start, schemes)) == [404, 404, 404]
+
+
+def test_without_a_url_one_line_says_what_to_set(serve: Serve) -> None:
+    assert sqlalchemy_session.__file__
+    env = {name: value for name, value in os.environ.items() if name != "DATABASE_URL"}
+    script = [sys.executable, sqlalchemy_session.__file__]
+    run = subprocess.run(script, env=env, capture_output=True, text=True, check=False)
+    assert (run.returncode, run.stderr) == (1, f"{NO_URL}\n")
+    with pytest.raises(RuntimeError, match=NO_URL):
+        serve("recipes.databases.sqlalchemy_session", env={"DATABASE_URL": ""})
