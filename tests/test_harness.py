@@ -4,7 +4,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import Serve
 from tests.harness.examples import fences, unseen_fences
 from tests.harness.served import Options
 from tests.harness.server import Server

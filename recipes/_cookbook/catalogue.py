@@ -68,6 +68,12 @@ class Request:
     note: str = ""
     """What to expect; a note that starts with a status code is a promise."""
 
+    @property
+    def status(self) -> int | None:
+        """The promised status; None promises only that it is below 400."""
+        match = re.match(r"[1-5]\d\d\b", self.note)
+        return int(match[0]) if match else None
+
 
 @dataclass(frozen=True)
 class Recipe:

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -38,8 +39,6 @@ def main() -> None:
         app()
     except (Problem, UnknownRecipe, ServeError, servers.ServerError, OSError) as error:
         fail(str(error))
-    except KeyboardInterrupt:
-        sys.exit(0)
 
 
 def fail(message: str) -> None:
@@ -90,7 +89,9 @@ def run(name: Name) -> None:
 @app.command()
 def serve(
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Port; 0 takes a free one.")] = 8000,
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, help="0 takes a free one.")
+    ] = 8000,
 ) -> None:
     """Serve the site, with every recipe live in its page.
 
@@ -99,7 +100,8 @@ def serve(
     """
     from recipes._cookbook import serve as serving
 
-    serving.serve(host, port, console)
+    with suppress(KeyboardInterrupt):
+        serving.serve(host, port, console)
 
 
 @app.command()

@@ -256,4 +256,3 @@ def _companions(recipe: Recipe) -> Iterator[Problem]:
         if not re.search(rf"{variable}.*\w+://", recipe.source):
             message = f"name {variable} with an example URL in the error without it"
             yield Problem(recipe.path, _line(recipe, variable), message)
-

@@ -1,5 +1,6 @@
 """`recipes serve`: servers, site and live recipes, on one port."""
 
+import logging
 import os
 import signal
 import socket
@@ -12,7 +13,7 @@ import uvicorn
 from rich.console import Console
 
 from recipes._cookbook import servers
-from recipes._cookbook.catalogue import ROOT, SERVER_VARIABLES
+from recipes._cookbook.catalogue import ROOT, SERVER_VARIABLES, Problem
 from recipes._cookbook.live import live_app
 
 GRACE_SECONDS = 1  # an open stream may not hold up Ctrl-C
@@ -49,9 +50,10 @@ def _starting(console: Console) -> Iterator[servers.Servers]:
             else:
                 source = f"{name} is set" if name in os.environ else found.urls[name]
                 console.print(f"[green]✓[/] {label}: {source}")
-        yield found
-        # A second Ctrl-C must not leave half of the servers behind.
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        try:
+            yield found
+        finally:  # a second Ctrl-C must not leave half of the servers behind
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 @contextmanager
@@ -61,7 +63,7 @@ def _listener(host: str, port: int) -> Iterator[socket.socket]:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         listener = socket.create_server((host, port), family=family)
     except OSError as error:
-        reason = error.strerror or str(error)
+        reason = os.strerror(error.errno) if error.errno else str(error)
         message = f"Cannot serve on {host}:{port}: {reason}. Try another `--port`."
         raise ServeError(message) from None
     with listener:
@@ -80,21 +82,35 @@ def build_site(site: Path, url: str) -> None:
     """Build the pages into `site` for the address `url`.
 
     Raises:
-        ServeError: With what mkdocs says.
+        ServeError: With what mkdocs complains about.
     """
     os.environ.setdefault("NO_MKDOCS_2_WARNING", "1")
     from mkdocs.commands.build import build
     from mkdocs.config import load_config
     from mkdocs.exceptions import MkDocsException
 
+    complaints = _Complaints()
+    logging.getLogger("mkdocs").addHandler(complaints)
     try:
         # Instant navigation works only where site_url is the address served.
         config = load_config(
             str(ROOT / "mkdocs.yml"), site_dir=str(site), site_url=url, strict=True
         )
         build(config)
-    except MkDocsException as error:
-        raise ServeError(f"The site does not build: {error}") from None
+    except (MkDocsException, Problem) as error:
+        reason = "; ".join(complaints.lines) or str(error)
+        raise ServeError(f"The site does not build: {reason}") from None
+    finally:
+        logging.getLogger("mkdocs").removeHandler(complaints)
+
+
+class _Complaints(logging.Handler):
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.lines: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.lines.append(" ".join(record.getMessage().split()))
 
 
 def _serve(
@@ -109,6 +125,12 @@ def _serve(
             await super().startup(sockets)
             if self.started:
                 console.print(f"\nReady: [bold]{url}[/]  (Ctrl-C stops it)")
+
+        async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+            console.print("Stopping …")
+            # Streams that are cut off now would be logged with their tracebacks.
+            logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
+            await super().shutdown(sockets)
 
     config = uvicorn.Config(
         live_app(site, found),

