@@ -5,8 +5,8 @@
 """Open resources in order and close them in reverse.
 
 Each is an async context manager, entered by the lifespan. When the second fails to
-open, the first is closed and the process exits with status 3. A close that raises
-or hangs does not keep the others from closing.
+open, the first is closed and uvicorn exits with status 3. A close that raises or
+hangs does not keep the others from closing.
 
 **Use when** an app needs a pool, a client or a lease for as long as it lives.
 **Not when** each request needs its own: take a dependency with `yield`.
@@ -19,11 +19,10 @@ Gotchas:
   limit of its own, here `timeout=2`.
 - With `lifespan=`, `@app.on_event` handlers are silently ignored. A router's
   `lifespan=` runs; that of a mounted app does not.
-- `TestClient(app)` without `with` runs no lifespan: "'State' object has no
-  attribute 'db'".
+- `TestClient(app)` without `with` runs none: "'State' object has no attribute 'db'".
 - `async with` knows how a client closes. redis-py's `close()` warns "Call to
   deprecated close. (Use aclose() instead)".
-- Each worker opens its own, and SIGKILL closes nothing: a lease should also expire.
+- Each worker opens its own. SIGKILL closes nothing: a real lease also expires.
 
 Try it:
 
@@ -44,9 +43,8 @@ from typing import TypedDict, TypeVar
 
 from fastapi import FastAPI, Request
 
-OPEN_SECONDS = 10.0  # each: together less than the orchestrator's patience
-CLOSE_SECONDS = 5.0
-
+OPEN_SECONDS = 10.0
+CLOSE_SECONDS = 5.0  # for each: keep the sum below what SIGTERM leaves before SIGKILL
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
@@ -66,7 +64,7 @@ async def bounded(
     try:
         yield opened
     finally:
-        try:  # logged, not raised: it would hide why the app could not start
+        try:  # logged, not raised: that would hide why the app could not start
             async with asyncio.timeout(CLOSE_SECONDS):
                 await resource.__aexit__(None, None, None)
             logger.info("closed %s", name)
@@ -80,8 +78,7 @@ async def open_database(path: str) -> AsyncIterator[sqlite3.Connection]:
         sqlite3.connect, path, timeout=2, isolation_level=None, check_same_thread=False
     )
     try:  # from here on there is something to close
-        table = "CREATE TABLE IF NOT EXISTS leases (worker TEXT PRIMARY KEY)"
-        await asyncio.to_thread(db.execute, table)
+        await asyncio.to_thread(db.execute, "CREATE TABLE IF NOT EXISTS lease (worker)")
         yield db
     finally:
         await asyncio.to_thread(db.close)
@@ -92,11 +89,12 @@ async def hold_lease(db: sqlite3.Connection) -> AsyncIterator[str]:
     """A row that says: this worker lives. `db` must outlive it."""
     worker = secrets.token_hex(4)
     try:  # also around the insert: a thread that we stop waiting for goes on
-        await asyncio.to_thread(db.execute, "INSERT INTO leases VALUES (?)", [worker])
+        await asyncio.to_thread(db.execute, "INSERT INTO lease VALUES (?)", [worker])
         yield worker
     finally:
-        delete = "DELETE FROM leases WHERE worker = ?"
-        await asyncio.to_thread(db.execute, delete, [worker])
+        await asyncio.to_thread(
+            db.execute, "DELETE FROM lease WHERE worker=?", [worker]
+        )
 
 
 class State(TypedDict):
@@ -120,7 +118,7 @@ app = FastAPI(lifespan=lifespan)
 @app.get("/leases")
 def leases(request: Request) -> dict[str, list[str]]:  # `def`: SQLite blocks
     db: sqlite3.Connection = request.state.db
-    rows = db.execute("SELECT worker FROM leases LIMIT 100").fetchall()
+    rows = db.execute("SELECT worker FROM lease LIMIT 100").fetchall()
     return {"mine": [request.state.worker], "all": [worker for (worker,) in rows]}
 
 
@@ -137,7 +135,7 @@ def main() -> None:
     with TemporaryDirectory() as folder:
         broken = f"{folder}/broken"
         with closing(sqlite3.connect(broken)) as db:
-            db.execute("CREATE TABLE leases (not_what, we_expect)")
+            db.execute("CREATE TABLE lease (not_what, we_expect)")
         for path in f"{folder}/leases", broken:
             logger.addHandler(log := logging.StreamHandler(StringIO()))
             here = patch.dict(os.environ, LEASES_FILE=path)

@@ -1,0 +1,356 @@
+"""lifespan/resources: opened in order, closed in reverse, whatever fails or hangs."""
+
+import asyncio
+import multiprocessing
+import os
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import ExitStack, asynccontextmanager, closing
+from pathlib import Path
+from typing import Protocol, Self
+
+import httpx2
+import pytest
+from fastapi import APIRouter, FastAPI, Request
+from fastapi.testclient import TestClient
+
+from recipes._cookbook.catalogue import ROOT
+from recipes.lifespan import resources
+from tests.conftest import Serve
+from tests.harness import served
+from tests.harness.served import Options
+from tests.harness.server import Server
+
+context = multiprocessing.get_context("forkserver")
+RECIPE = "recipes.lifespan.resources"
+NAIVE = "tests.behavior.lifespan.naive_resources"
+EVENTS = "tests.behavior.lifespan.naive_resources_events"
+FAULTY = "tests.behavior.lifespan.faulty_resources"
+OPENED = ["connect", "CREATE", "INSERT"]
+SECONDS = 20
+
+
+class Process:
+    """A served app like `Server`, also one that never starts, with its exit status."""
+
+    def __init__(self, options: Options) -> None:
+        self._log = options.log
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            self._report, theirs = context.Pipe(duplex=False)
+            self._process = context.Process(
+                target=served.run, args=(options, listener, theirs), daemon=True
+            )
+            self._process.start()
+            theirs.close()
+
+    @property
+    def log(self) -> str:
+        return self._log.read_text(errors="replace") if self._log.exists() else ""
+
+    @property
+    def steps(self) -> list[str]:
+        """What was asked of the database, in order."""
+        lines = self.log.splitlines()
+        return [line[6:] for line in lines if line.startswith("step: ")]
+
+    @property
+    def is_running(self) -> bool:
+        return self._process.is_alive()
+
+    def wait_for(self, text: str) -> None:
+        deadline = time.monotonic() + SECONDS
+        while text not in self.log:
+            assert time.monotonic() < deadline, f"no {text!r} in:\n{self.log}"
+            time.sleep(0.02)
+
+    def signal(self, number: signal.Signals) -> None:
+        assert self._process.pid is not None
+        os.kill(self._process.pid, number)
+
+    def ends(self) -> int:
+        """The exit status."""
+        self._process.join(SECONDS)
+        assert self._process.exitcode is not None, self.log
+        return self._process.exitcode
+
+    def kill(self) -> None:
+        self._process.kill()
+        self._process.join()
+
+
+class Run(Protocol):
+    def __call__(self, target: str, faults: str = "", **env: str) -> Process:
+        """Start `target` in which `faults` happen."""
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Iterator[Run]:
+    with ExitStack() as stack:
+
+        def start(target: str, faults: str = "", **env: str) -> Process:
+            env = {"TARGET": target, "FAULTS": faults, **env}
+            options = Options(FAULTY, tmp_path / f"{target}.log", env, strict=False)
+            process = Process(options)
+            stack.callback(process.kill)
+            return process
+
+        yield start
+
+
+def rows(path: Path) -> list[str]:
+    with closing(sqlite3.connect(path)) as db:
+        return [worker for (worker,) in db.execute("SELECT worker FROM lease")]
+
+
+def lives(process: Process) -> Process:
+    """Start, then SIGTERM."""
+    process.wait_for("Application startup complete")
+    process.signal(signal.SIGTERM)
+    return process
+
+
+@pytest.mark.defect("D82", "D92")
+def test_what_was_opened_is_closed_when_the_second_fails(run: Run) -> None:
+    recipe, *naives = (run(t, "INSERT:raise") for t in (RECIPE, NAIVE, EVENTS))
+    for process in recipe, *naives:
+        assert process.ends() == 3
+        assert process.log.count("INSERT does not work") == 1  # one cause, told once
+    assert recipe.steps == [*OPENED, "DELETE", "close"]
+    assert recipe.log.count("Traceback") == 1
+    assert "while opening lease\n" in recipe.log
+    for process in naives:
+        assert process.steps == OPENED
+
+
+@pytest.mark.parametrize("step", ["connect", "CREATE"])
+def test_the_first_that_fails_is_named(run: Run, step: str) -> None:
+    recipe = run(RECIPE, f"{step}:raise")
+    assert recipe.ends() == 3
+    assert f"OperationalError: {step} does not work\nwhile opening database" in (
+        recipe.log
+    )
+    assert recipe.steps == (
+        ["connect"] if step == "connect" else [*OPENED[:2], "close"]
+    )
+
+
+def test_the_cause_is_not_hidden_by_a_close_that_fails_too(run: Run) -> None:
+    recipe = run(RECIPE, "INSERT:raise,DELETE:raise,close:raise")
+    assert recipe.ends() == 3
+    assert recipe.steps == [*OPENED, "DELETE", "close"]
+    assert "could not close database" in recipe.log
+
+
+@pytest.mark.defect("D83")
+def test_a_close_that_raises_does_not_keep_the_others_open(run: Run) -> None:
+    faults = "close:raise,DELETE:raise"
+    recipe, naive = (lives(run(target, faults)) for target in (RECIPE, NAIVE))
+    assert recipe.ends() == naive.ends() == -signal.SIGTERM
+    assert recipe.steps == [*OPENED, "DELETE", "close"]
+    assert naive.steps == [*OPENED, "close"]
+    assert "could not close lease" in recipe.log
+    assert "could not close database" in recipe.log
+
+
+def test_a_close_that_hangs_is_given_up(run: Run) -> None:
+    recipe, naive = (run(target, "DELETE:hang") for target in (RECIPE, NAIVE))
+    lives(naive)
+    naive.wait_for("step: DELETE")
+    assert lives(recipe).ends() == -signal.SIGTERM
+    assert recipe.steps == [*OPENED, "DELETE", "close"]
+    assert "could not close lease" in recipe.log
+    assert naive.is_running
+
+
+def test_an_open_that_hangs_is_given_up_and_nothing_else_could_stop_it(
+    run: Run,
+) -> None:
+    naive = run(NAIVE, "INSERT:hang")
+    naive.wait_for("step: INSERT")
+    for number in signal.SIGTERM, signal.SIGINT, signal.SIGINT:
+        naive.signal(number)
+    recipe = run(RECIPE, "INSERT:hang")
+    assert recipe.ends() == 3
+    assert "TimeoutError\nwhile opening lease\n" in recipe.log
+    assert recipe.steps == [*OPENED, "DELETE", "close"]
+    assert naive.is_running
+
+
+def test_no_limit_stops_a_thread_and_the_process_waits_for_it(
+    run: Run, tmp_path: Path
+) -> None:
+    gate = tmp_path / "gate"
+    recipe = run(RECIPE, "INSERT:block", GATE=str(gate))
+    recipe.wait_for("Application startup failed")
+    assert recipe.steps == [*OPENED, "DELETE", "close"]
+    assert "the thread has ended" not in recipe.log
+    gate.touch()
+    assert recipe.ends() == 3
+    assert "the thread has ended" in recipe.log
+
+
+def test_closed_in_reverse_because_the_second_needs_the_first(
+    run: Run, tmp_path: Path
+) -> None:
+    files = {target: tmp_path / f"{target}.db" for target in (RECIPE, NAIVE)}
+    recipe, naive = (
+        lives(run(target, LEASES_FILE=str(path))) for target, path in files.items()
+    )
+    assert recipe.ends() == naive.ends() == -signal.SIGTERM
+    assert recipe.steps == [*OPENED, "DELETE", "close"]
+    assert rows(files[RECIPE]) == []
+    assert len(rows(files[NAIVE])) == 1
+    assert "Cannot operate on a closed database" in naive.log
+
+
+@pytest.mark.parametrize("path", ["missing/leases", "."])
+def test_a_file_that_cannot_be_opened_stops_the_start(
+    run: Run, tmp_path: Path, path: str
+) -> None:
+    recipe = run(RECIPE, LEASES_FILE=str(tmp_path / path))
+    assert recipe.ends() == 3
+    cause = "OperationalError: unable to open database file\nwhile opening database"
+    assert cause in recipe.log
+
+
+def test_a_database_locked_by_another_process_stops_the_start(
+    run: Run, tmp_path: Path
+) -> None:
+    path = tmp_path / "leases"
+    with closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("CREATE TABLE lease (worker)")
+        other.execute("BEGIN EXCLUSIVE")
+        recipe = run(RECIPE, LEASES_FILE=str(path))
+        assert recipe.ends() == 3
+    assert "while opening " in recipe.log
+    assert recipe.steps[-1] == "close"
+
+
+def test_each_worker_has_a_lifespan_of_its_own(tmp_path: Path) -> None:
+    path, options = tmp_path / "leases", ["--port", "0", "--workers", "2"]
+    parent = subprocess.Popen(
+        [sys.executable, "-m", "uvicorn", f"{RECIPE}:app", *options],
+        cwd=ROOT,
+        env=os.environ | {"LEASES_FILE": str(path)},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    with parent:
+        assert parent.stderr is not None
+        for _ in range(2):
+            assert any("startup complete" in line for line in parent.stderr)
+        assert len(set(rows(path))) == 2
+        parent.terminate()
+        assert "ERROR" not in parent.stderr.read()
+    assert rows(path) == []
+
+
+async def test_a_crash_gives_no_lease_back(serve: Serve, tmp_path: Path) -> None:
+    path = tmp_path / "leases"
+    server = serve(RECIPE, env={"LEASES_FILE": str(path)})
+    server.kill()
+    assert len(rows(path)) == 1
+
+
+async def test_many_at_once(recipe: Server) -> None:
+    limits = httpx2.Limits(max_connections=50)
+    async with recipe.client(limits=limits) as client:
+        answers = await asyncio.gather(*(client.get("/leases") for _ in range(300)))
+    for answer in answers:
+        assert answer.json()["mine"] == answer.json()["all"]
+
+
+def test_a_second_life_in_the_same_process_starts_clean() -> None:
+    found = []
+    for _ in range(2):
+        with TestClient(resources.app) as client:
+            found.append(client.get("/leases").json()["all"])
+    assert [len(workers) for workers in found] == [1, 1]
+    assert found[0] != found[1]
+
+
+class Client:
+    """Closes as redis-py's client does."""
+
+    def __init__(self) -> None:
+        self.closed_by: str | None = None
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        self.closed_by = "aclose"
+
+    async def close(self) -> None:
+        message = "Call to deprecated close. (Use aclose() instead)"
+        raise DeprecationWarning(message)
+
+
+@pytest.mark.defect("D84")
+async def test_a_client_is_closed_the_way_it_wants() -> None:
+    async with resources.bounded("client", Client()) as client:
+        assert client.closed_by is None
+    assert client.closed_by == "aclose"
+    with pytest.raises(DeprecationWarning, match="Use aclose"):
+        await client.close()
+
+
+async def test_an_error_of_the_app_passes_through_and_all_is_closed() -> None:
+    client = Client()
+    with pytest.raises(RuntimeError, match="the app"):
+        async with resources.bounded("client", client):
+            raise RuntimeError("the app")
+    assert client.closed_by == "aclose"
+
+
+@pytest.mark.defect("D90", "D91")
+def test_on_event_is_deprecated_and_ignored_beside_a_lifespan() -> None:
+    ran = []
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        ran.append("lifespan")
+        yield
+
+    for app in FastAPI(), FastAPI(lifespan=lifespan):
+        with pytest.warns(DeprecationWarning, match="on_event is deprecated"):
+            app.on_event("startup")(lambda: ran.append("on_event"))
+        with TestClient(app):
+            pass
+    assert ran == ["on_event", "lifespan"]
+
+
+def test_a_routers_lifespan_runs_and_a_mounted_apps_does_not() -> None:
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[dict[str, str]]:
+        yield {"cache": "warm"}
+
+    app = FastAPI(lifespan=resources.lifespan)
+    router = APIRouter(lifespan=lifespan)
+    mounted = FastAPI(lifespan=lifespan)
+
+    @router.get("/both")
+    @mounted.get("/both")
+    async def both(request: Request) -> list[bool]:
+        return [hasattr(request.state, name) for name in ("worker", "cache")]
+
+    app.include_router(router, prefix="/router")
+    with TestClient(app) as client:
+        assert client.get("/router/both").json() == [True, True]
+    app = FastAPI(lifespan=resources.lifespan)
+    app.mount("/mounted", mounted)
+    with TestClient(app) as client:
+        assert client.get("/mounted/both").json() == [True, False]
+
+
+def test_without_with_the_test_client_runs_no_lifespan() -> None:
+    with pytest.raises(AttributeError, match="'State' object has no attribute 'db'"):
+        TestClient(resources.app).get("/leases")
