@@ -1,0 +1,46 @@
+"""Serves the module that TARGET names with a `count_orders` that is counted.
+
+The city's name says what happens: `broken…` raises, `gated…` blocks until
+`POST /release`, at most for GATE seconds. LIMITS replaces constants: `TTL_SECONDS=1`.
+"""
+
+import importlib
+import os
+import threading
+from collections import Counter
+from typing import Any
+
+target: Any = importlib.import_module(os.environ["TARGET"])
+started: Counter[str] = Counter()
+finished: Counter[str] = Counter()
+gate = threading.Event()
+
+
+def count_orders(city: str) -> int:
+    started[city] += 1
+    print(f"computing {city}", flush=True)  # noqa: T201 - the test reads it
+    if city.startswith("broken"):
+        raise RuntimeError("the database is down")
+    if city.startswith("gated"):
+        gate.wait(float(os.environ.get("GATE", "15")))
+    finished[city] += 1
+    return 0 if city == "atlantis" else len(city)
+
+
+target.count_orders = count_orders
+for limit in os.environ.get("LIMITS", "").split():
+    name, _, number = limit.partition("=")
+    setattr(target, name, type(getattr(target, name))(number))
+app = target.app
+
+
+async def counts(city: str) -> tuple[int, int]:
+    return started[city], finished[city]
+
+
+async def release() -> None:
+    gate.set()
+
+
+app.get("/counts/{city}")(counts)
+app.post("/release")(release)
