@@ -23,6 +23,9 @@ INDEX = "recipes/index.md"
 STATUS = "live/status.json"
 NOTHING_RUNS = '{"recipes": {}}\n'
 
+# A recipe that prose mentions: `sse/feed`.
+_MENTION = re.compile(r"`(\w+/\w+)`(?!\])")
+
 # A section that says nothing of its own: it would be one more hit for each tag.
 _UNSEARCHED = '{ data-search-exclude="" }'
 
@@ -127,7 +130,7 @@ def page(recipe: Recipe, repo_url: str = "") -> str:
     parts = [
         _front_matter(recipe.title, recipe.summary, recipe.keywords),
         f"# {recipe.title}",
-        recipe.summary,
+        _linked(recipe.summary),
         _when(recipe),
         f"## Try it {_UNSEARCHED}\n\n{panel(recipe)}",
         _pattern(recipe),
@@ -179,8 +182,8 @@ def _front_matter(title: str, description: str, tags: tuple[str, ...] = ()) -> s
 def _when(recipe: Recipe) -> str:
     return (
         '<div class="when" markdown>\n\n'
-        f"**Use when** {recipe.use_when}\n\n"
-        f"**Not when** {recipe.not_when}\n\n"
+        f"**Use when** {_linked(recipe.use_when)}\n\n"
+        f"**Not when** {_linked(recipe.not_when)}\n\n"
         "</div>"
     )
 
@@ -212,7 +215,7 @@ def _evidence(recipe: Recipe) -> str:
 
 
 def _gotchas(recipe: Recipe) -> str:
-    items = "\n".join(f"- {gotcha}" for gotcha in recipe.gotchas)
+    items = "\n".join(f"- {_linked(gotcha)}" for gotcha in recipe.gotchas)
     return f"## Gotchas\n\n{items}"
 
 
@@ -247,6 +250,17 @@ def _related(recipe: Recipe) -> str:
         if name in known
     ]
     return "\n".join([f"## Related {_UNSEARCHED}", "", *links]) if links else ""
+
+
+def _linked(prose: str) -> str:
+    """`prose`, with the names of recipes as links."""
+    known = {recipe.name for recipe in recipes()}
+
+    def link(match: re.Match[str]) -> str:
+        name = match[1]
+        return f"[{match[0]}](../{name}.md)" if name in known else match[0]
+
+    return _MENTION.sub(link, prose)
 
 
 def _docstring_and_code(source: str) -> tuple[str, str]:
