@@ -1,0 +1,208 @@
+"""concurrency/fan_out: what arrived is kept, what did not is named, nothing runs on."""
+
+import asyncio
+import os
+from typing import Any
+
+import httpx2
+import pytest
+
+from recipes.concurrency import fan_out
+from tests.conftest import Serve
+from tests.harness.server import Server
+
+NAIVE = "tests.behavior.concurrency.naive_fan_out"
+RECIPE = "recipes.concurrency.fan_out"
+PATIENT = "tests.behavior.concurrency.patient_fan_out"
+UPSTREAM = "tests.behavior.concurrency.upstream_fan_out"
+
+
+@pytest.fixture
+def upstream(serve: Serve) -> Server:
+    return serve(UPSTREAM, strict=False)
+
+
+@pytest.fixture
+def recipe(serve: Serve, upstream: Server) -> Server:
+    return serve(RECIPE, env={"SHOP_URL": upstream.url})
+
+
+@pytest.fixture
+def patient(serve: Serve, upstream: Server) -> Server:
+    """The recipe where its deadline is not what a test is about."""
+    return serve(PATIENT, env={"SHOP_URL": upstream.url})
+
+
+@pytest.fixture
+def naive(serve: Serve, upstream: Server) -> Server:
+    return serve(NAIVE, env={"SHOP_URL": upstream.url}, strict=False)
+
+
+async def seen(upstream: Server) -> dict[str, Any]:
+    async with upstream.client() as client:
+        found: dict[str, Any] = (await client.get("/seen")).json()
+        return found
+
+
+async def wait_until(upstream: Server, key: str, value: object) -> None:
+    while (await seen(upstream))[key] != value:
+        await asyncio.sleep(0.02)
+
+
+async def ask(server: Server, path: str, *also: str) -> httpx2.Response:
+    async with server.client() as client:
+        return await client.get(path, params={"also": also})
+
+
+@pytest.mark.defect("D71")
+async def test_an_error_page_is_a_gap_and_not_a_product(
+    patient: Server, naive: Server
+) -> None:
+    page = (await ask(patient, "/page/anvil", "missing", "broken", "rope")).json()
+    assert page == {
+        "product": {"sku": "anvil", "price": 5},
+        "also": {"rope": {"sku": "rope", "price": 5}},
+        "gaps": {"missing": "No such item", "broken": "No usable answer"},
+    }
+    answer = await ask(naive, "/page/anvil", "missing", "broken", "rope")
+    assert answer.status_code == 200
+    assert answer.json()["also"][:2] == [
+        {"detail": "secret"},
+        {"sku": "secret", "price": 1},
+    ]
+
+
+@pytest.mark.defect("D72")
+async def test_when_the_essential_call_fails_no_other_runs_on(
+    recipe: Server, naive: Server, upstream: Server
+) -> None:
+    answer = await ask(recipe, "/page/dropped-late", "slow-1", "slow-2")
+    assert answer.status_code == 502
+    await wait_until(upstream, "cut off", ["slow-1", "slow-2"])
+
+    answer = await ask(naive, "/shared/page/dropped-late", "slow-3", "slow-4")
+    assert answer.status_code == 500
+    assert (await seen(upstream))["running"] == ["slow-3", "slow-4"]
+    async with upstream.client() as client:
+        await client.post("/release")
+    await wait_until(upstream, "running", [])
+    assert (await seen(upstream))["finished"][-2:] == ["slow-3", "slow-4"]
+
+
+@pytest.mark.defect("D73")
+async def test_requests_share_their_connections(
+    patient: Server, naive: Server, upstream: Server
+) -> None:
+    also = ["rope", "glue", "missing", "broken", "words"]
+
+    async def connections(server: Server) -> int:
+        before = (await seen(upstream))["connections"]
+        for _ in range(3):
+            assert (await ask(server, "/page/anvil", *also)).status_code == 200
+        return int((await seen(upstream))["connections"] - before)
+
+    assert await connections(patient) <= 6  # one for each call of a request
+    assert await connections(naive) == 18  # one for each call
+
+
+@pytest.mark.defect("D74")
+async def test_an_answer_that_is_not_a_product_is_not_our_500(
+    patient: Server, naive: Server
+) -> None:
+    page = (
+        await ask(patient, "/page/anvil", "text", "words", "huge", "dropped")
+    ).json()
+    assert page["gaps"] == {
+        "text": "No usable answer",
+        "words": "No usable answer",
+        "huge": "No usable answer",
+        "dropped": "No usable answer",
+    }
+    assert page["also"] == {}
+    answer = await ask(patient, "/page/text", "anvil")
+    assert (answer.status_code, answer.json()) == (502, {"detail": "No usable answer"})
+    assert (await ask(patient, "/page/missing", "anvil")).status_code == 404
+    assert (await ask(naive, "/page/anvil", "text")).status_code == 500
+    assert (await ask(naive, "/page/anvil", "dropped")).status_code == 500
+
+
+async def test_a_call_that_hangs_costs_the_deadline_and_no_more(
+    recipe: Server, naive: Server, upstream: Server
+) -> None:
+    """And is over when the answer is there; the naive form still waits."""
+    still_waiting = asyncio.create_task(ask(naive, "/shared/page/anvil", "slow-n"))
+    await wait_until(upstream, "running", ["slow-n"])
+    optional, essential = await asyncio.gather(
+        ask(recipe, "/page/anvil", "rope", "slow-1", "slow-2"),
+        ask(recipe, "/page/slow-3", "rope"),
+    )
+    assert not still_waiting.done()
+    still_waiting.cancel()
+    assert optional.status_code == 200
+    assert [*optional.json()["also"]] == ["rope"]
+    late = "No answer in time"
+    assert optional.json()["gaps"] == {"slow-1": late, "slow-2": late}
+    assert (essential.status_code, essential.json()) == (504, {"detail": late})
+    await wait_until(upstream, "running", ["slow-n"])
+    # A pool that had lost the connections of cancelled calls would be empty soon.
+    assert (await ask(recipe, "/page/anvil", "rope")).json()["gaps"] == {}
+
+
+async def test_calls_of_a_request_are_bounded(
+    recipe: Server, naive: Server, upstream: Server
+) -> None:
+    also = [f"slow-{n}" for n in range(50)]
+    page = (await ask(recipe, "/page/anvil", *also)).json()
+    assert [*page["gaps"]] == also
+    found = await seen(upstream)
+    assert found["peak"] == fan_out.SLOTS
+    call = asyncio.create_task(ask(naive, "/page/anvil", *also))
+    await wait_until(upstream, "peak", 50)
+    call.cancel()
+
+
+async def test_bad_requests_make_no_call(recipe: Server, upstream: Server) -> None:
+    for also in (["x"] * 51, ["a/../b"], ["x?admin=1"], [""], [".."], ["x" * 41], []):
+        assert (await ask(recipe, "/page/anvil", *also)).status_code == 422
+    for sku in ("%2e%2e", "x%3Fa", "x%23", "x%0a", "..%2fseen"):
+        assert (await ask(recipe, f"/page/{sku}", "rope")).status_code in (404, 422)
+    assert (await seen(upstream))["finished"] == []
+
+
+async def test_more_calls_than_connections_all_get_an_answer(
+    patient: Server, upstream: Server
+) -> None:
+    also = [f"sku-{n}" for n in range(10)]
+    asked = [ask(patient, "/page/anvil", *also, *also) for _ in range(12)]
+    for answer in await asyncio.gather(*asked):
+        assert answer.json()["gaps"] == {}
+        assert sorted(answer.json()["also"]) == also
+    found = await seen(upstream)
+    assert found["connections"] <= 100
+    assert found["finished"].count("sku-0") == 12  # twice in a request is once
+
+
+async def test_an_upstream_that_is_down_is_a_502(
+    serve: Serve, upstream: Server
+) -> None:
+    upstream.stop()
+    server = serve(RECIPE, env={"SHOP_URL": upstream.url})
+    answer = await ask(server, "/page/anvil", "rope")
+    assert (answer.status_code, answer.json()) == (502, {"detail": "No usable answer"})
+
+
+async def test_a_stop_lets_the_answer_leave(recipe: Server, upstream: Server) -> None:
+    call = asyncio.create_task(ask(recipe, "/page/anvil", "slow-1"))
+    await wait_until(upstream, "running", ["slow-1"])
+    recipe.terminate()
+    assert (await call).json()["gaps"] == {"slow-1": "No answer in time"}
+    assert await asyncio.to_thread(recipe.wait) == -15
+
+
+async def test_without_a_url_a_stand_in_answers(serve: Serve) -> None:
+    assert "SHOP_URL" not in os.environ
+    server = serve(RECIPE)
+    page = (await ask(server, "/page/anvil", "rope", "broken")).json()
+    assert [*page["also"]] == ["rope"]
+    assert page["gaps"] == {"broken": "No usable answer"}
+    assert (await ask(server, "/page/broken", "slow")).status_code == 502
