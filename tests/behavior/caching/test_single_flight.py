@@ -3,12 +3,15 @@
 import asyncio
 import logging
 import socket
-from collections.abc import Awaitable
+from collections.abc import AsyncIterator, Awaitable
+from contextlib import suppress
 from contextvars import ContextVar
 from typing import Any
 
 import httpx2
 import pytest
+from fastapi import Depends, FastAPI
+from fastapi.testclient import TestClient
 
 from recipes.caching import single_flight
 from recipes.caching.single_flight import Cache, UnavailableError
@@ -91,7 +94,8 @@ async def test_every_falsy_value_is_a_hit(value: object) -> None:
         return value
 
     cache = Cache(compute)
-    assert [await cache.get("key") for _ in range(3)] == [value] * 3
+    found = [await cache.get("key") for _ in range(3)]
+    assert all(each is value for each in found)  # the same object for all
     assert calls == ["key"]
 
 
@@ -352,6 +356,40 @@ async def test_the_value_does_not_depend_on_who_asks_first() -> None:
     user.set("alice")
     assert await Cache(compute).get("a") == "nobody"
     assert await asyncio.create_task(compute("a")) == "alice"
+
+
+def test_the_computation_outlives_the_dependencies_of_its_first_caller() -> None:
+    compute = Gated()
+    is_open = False
+
+    async def get_session() -> AsyncIterator[None]:
+        nonlocal is_open
+        is_open = True
+        yield
+        is_open = False
+
+    async def with_session(key: str) -> bool:
+        await compute(key)
+        return is_open
+
+    app = FastAPI()
+    cache = Cache(with_session)
+
+    @app.get("/impatient", dependencies=[Depends(get_session)])
+    async def impatient() -> None:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(0.01):
+                await cache.get("a")
+
+    @app.get("/patient")
+    async def patient() -> bool:
+        compute.gate.set()
+        return await cache.get("a")
+
+    with TestClient(app) as client:
+        client.get("/impatient")
+        assert client.get("/patient").json() is False
+    assert compute.started == 1
 
 
 async def test_closing_cancels_and_awaits() -> None:
