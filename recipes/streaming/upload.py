@@ -4,30 +4,26 @@
 # ///
 """Take an upload to disk in constant memory.
 
-The body is the file. It goes in blocks from the socket to a partial file, and a
+The body is the file. Blocks of it go from the socket to a partial file, and a
 rename publishes the whole. The server names it; the user's name is only data.
-An upload that is too large, too slow or cut off, or a full disk, leaves nothing.
+Too large, too slow, cut off, disk full: an upload that fails leaves nothing.
 
 **Use when** files are large, or a refusal must come before the upload. **Not
-when** a form without JavaScript sends it, or fields come with it: `UploadFile`
+when** a plain HTML form sends it, or fields come with it: take `UploadFile`, which
 is complete in the temporary directory before any dependency, the login too, runs.
 
 Gotchas:
 
-- `curl -F` and `FormData` send an envelope, not the file: 415. Instead: `curl
-  --data-binary @file`, `fetch(url, {method: "POST", body: file})`.
-- A client that leaves does not cancel the handler: `request.stream()` raises
-  `ClientDisconnect`. Uncaught, it logs "Exception in ASGI application".
-- Limits are per process, for all clients together: 16 slow ones keep others out.
+- `curl -F` and `FormData` send an envelope: 415. `curl -X POST -T file URL` is right.
+- Uncaught, `ClientDisconnect` (the client left) is "Exception in ASGI application".
 - SIGTERM waits for uploads: start uvicorn with `--timeout-graceful-shutdown 30`.
 - A crash's leftovers go when the first worker starts. `fcntl` is POSIX only.
-- Not covered: who may upload, quotas, what is in the file, a power cut that takes
-  back the last rename (fsync the directory too).
+- Not covered: who may upload, limits for each client (16 slow ones keep others
+  out), what is in a file, a power cut that takes back a rename (fsync the directory).
 
 Try it:
 
-    POST /files?name=notes.txt hello  # 201
-    POST /files?name=../../etc/passwd hello  # 201: a name is only data
+    POST /files?name=../notes.txt hello  # 201
 
 Keywords: file upload, UploadFile, large file, 413, path traversal, disk full
 Related: routes/def_or_async, lifespan/resources
@@ -54,8 +50,8 @@ MAX_BYTES = 100 * 1024 * 1024
 MAX_UPLOADS = 16  # at once: fewer than the 40 threads, and 16 blocks in memory
 BLOCK = 1024 * 1024  # one trip to a thread for each, not for each packet
 BLOCK_SECONDS = 30  # to send one: who stalls or drips gets 408
+Name = Annotated[str, Query(max_length=255)]
 NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-BODY = {"content": {"application/octet-stream": {}}}  # a file to choose in /docs
 
 
 @contextmanager
@@ -66,18 +62,12 @@ def open_directory() -> Iterator[Path]:
         directory.mkdir(parents=True, exist_ok=True)
         lock = os.open(directory, os.O_RDONLY)
         stack.callback(os.close, lock)
-        sweep(directory, lock)
-        fcntl.flock(lock, fcntl.LOCK_SH)  # says that we live
+        with suppress(BlockingIOError):  # another worker lives, and may be writing
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            for leftover in directory.glob(".upload-*"):
+                leftover.unlink()
+        fcntl.flock(lock, fcntl.LOCK_SH)
         yield directory
-        sweep(directory, lock)
-
-
-def sweep(directory: Path, lock: int) -> None:
-    """Remove partial files, unless another worker lives: they may be its own."""
-    with suppress(BlockingIOError):
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        for part in directory.glob(".upload-*"):
-            part.unlink()
 
 
 @asynccontextmanager
@@ -89,18 +79,15 @@ async def lifespan(_: FastAPI) -> AsyncIterator[dict[str, Any]]:
 app = FastAPI(lifespan=lifespan, max_body_size=MAX_BYTES)
 
 
-@app.post("/files", status_code=201, openapi_extra={"requestBody": BODY})
-async def upload(
-    request: Request, name: Annotated[str, Query(max_length=255)] = ""
-) -> dict[str, str | int]:
-    if request.headers.get("Content-Type", "").startswith("multipart/"):
+@app.post("/files", status_code=201)
+async def upload(request: Request, name: Name = "") -> dict[str, str | int]:
+    if request.headers.get("Content-Type", "").lower().startswith("multipart/"):
         raise HTTPException(415, "Send the file itself as the body, not a form.")
-    slots: asyncio.Semaphore = request.state.slots
-    if slots.locked():
+    if request.state.slots.locked():
         raise HTTPException(503, "Too many uploads.", {"Retry-After": "10"})
-    async with slots:
-        file = await store(request.stream(), request.state.directory)
-        return {"name": name, **file}
+    async with request.state.slots:
+        stored = await store(request.stream(), request.state.directory)
+        return {"name": name, **stored}
 
 
 async def store(body: AsyncIterator[bytes], directory: Path) -> dict[str, str | int]:
@@ -140,10 +127,8 @@ async def next_block(body: AsyncIterator[bytes]) -> bytearray:
                 block += chunk
                 if len(block) >= BLOCK:
                     break
-    except TimeoutError:
+    except (TimeoutError, ClientDisconnect):
         raise HTTPException(408, "Too slow.", {"Connection": "close"}) from None
-    except ClientDisconnect:
-        raise HTTPException(400, "Cut off.") from None
     return block
 
 
@@ -156,8 +141,8 @@ def main() -> None:
             client.post("/files?name=../notes.txt", content=content)
         print(client.post("/files", content=bytes(MAX_BYTES + 1)).status_code)
         # > 413
-        directory: Path = client.app_state["directory"]
-        print(sorted(path.read_bytes() for path in directory.iterdir()))
+        files = client.app_state["directory"].iterdir()
+        print(sorted(file.read_bytes() for file in files))
         # > [b'A', b'B']
 
 
