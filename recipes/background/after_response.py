@@ -15,9 +15,9 @@ together with your data, or hand it to a job queue, before you answer.
 
 Gotchas:
 
-- At SIGTERM uvicorn waits for the tasks; `LIMIT` bounds that. After
-  `--timeout-graceful-shutdown` it cancels them, so keep `LIMIT` below that. Then
-  `lost` in the log is the last trace. After SIGKILL there is none.
+- At SIGTERM uvicorn waits for the tasks, and `TIME_LIMIT` bounds the wait. After
+  `--timeout-graceful-shutdown` it cancels them, so keep `TIME_LIMIT` below that: all
+  that is left of a cancelled task is `lost` in the log. SIGKILL leaves nothing.
 - Open sessions and connections in the task. What a `yield` dependency opened
   stays open until all tasks are done; with `scope="function"` it is closed
   before they start.
@@ -52,8 +52,8 @@ from typing import Annotated, Any
 from fastapi import BackgroundTasks, FastAPI, Request
 from pydantic import BaseModel, EmailStr, Field
 
-LIMIT = 3  # seconds for a task, its wait for a slot included
-SLOTS = 20  # tasks at a time; under load the others wait, within their limit
+TIME_LIMIT = 3  # seconds for a task, with its wait for a slot
+SLOTS = 20  # tasks of one kind at a time; the others wait, within their limit
 
 logger = logging.getLogger(__name__)
 Task = partial[Coroutine[Any, Any, None]]
@@ -64,7 +64,7 @@ class AfterResponse:
 
     def __init__(self) -> None:
         self.outcomes: Counter[str] = Counter()
-        self._slots = asyncio.Semaphore(SLOTS)
+        self._slots: dict[str, asyncio.Semaphore] = {}
 
     async def run(self, ref: str, *tasks: Task) -> None:
         async with asyncio.TaskGroup() as group:
@@ -73,8 +73,10 @@ class AfterResponse:
 
     async def _attempt(self, ref: str, task: Task) -> None:
         name = task.func.__name__
+        # Slots for each kind: a mail service that hangs takes none from the counters.
+        slots = self._slots.setdefault(name, asyncio.Semaphore(SLOTS))
         try:
-            async with asyncio.timeout(LIMIT), self._slots:
+            async with asyncio.timeout(TIME_LIMIT), slots:
                 await task()
             self.outcomes[f"{name}: done"] += 1
         except Exception:  # noqa: BLE001 - the last place that can catch it
@@ -82,7 +84,7 @@ class AfterResponse:
             # With %r a traceback is one line, and no newline in it forges another.
             logger.warning("%s %s: failed: %r", ref, name, traceback.format_exc())
         except asyncio.CancelledError:
-            logger.warning("%s %s: lost, the server stops", ref, name)
+            logger.warning("%s %s: lost, cancelled", ref, name)
             raise
 
 

@@ -6,24 +6,24 @@
 """Commit before the answer with SQLAlchemy.
 
 One engine for the app; in the endpoint, one `async with sessions.begin()` for
-each unit of work. Where the block ends, the transaction commits and the connection
-returns to the pool. Only then is the answer made: a commit that fails is no 200,
-and the next request reads what this one wrote.
+each unit of work. At its end the transaction commits (after an exception it rolls
+back) and the connection returns to the pool. Only then is the answer made: a commit
+that fails is no 200, and the next request reads what this one wrote.
 
 **Use when** an endpoint writes to a database through SQLAlchemy. **Not when** you
 write the SQL yourself: a plain asyncpg pool is enough.
 
 Gotchas:
 
-- A `get_db()` that commits after `yield` does so when the answer is out. With
-  `Depends(get_db, scope="function")` it commits in time, but the endpoint cannot
-  catch the error of its own commit, and whoever forgets `scope` hears nothing.
-- Without `expire_on_commit=False` making the answer queries again: `MissingGreenlet`.
+- A `get_db()` that commits after its `yield` commits when the answer is out. With
+  `Depends(..., scope="function")` it is in time, but no endpoint can catch its error.
+- Without `expire_on_commit=False` the row cannot be read after its block:
+  `DetachedInstanceError`, or `MissingGreenlet` where the session is still open.
 - "connect() got an unexpected keyword argument 'sslmode'": asyncpg has `?ssl=`.
 - A connection lost in COMMIT leaves open whether it happened, and a client that
   left does not stop it. A retry must be safe; here it gets 409.
-- Not covered: migrations, serialization failures, a connection lost in the middle
-  of a statement (a 500; the next request gets a new one).
+- Not covered: migrations (here `create_all`), serialization failures, a connection
+  lost in a statement (a 500; the next request gets a new one).
 
 Try it:
 
@@ -85,7 +85,7 @@ async def lifespan(_: FastAPI) -> AsyncIterator[dict[str, Sessions]]:
         connect_args={"timeout": COMMAND_TIMEOUT, "command_timeout": COMMAND_TIMEOUT},
     )
     try:
-        async with engine.begin() as connection:  # migrations do this in real life
+        async with engine.begin() as connection:  # one worker at a time
             await connection.execute(select(func.pg_advisory_xact_lock(1)))
             await connection.run_sync(Base.metadata.create_all)
         yield {"sessions": async_sessionmaker(engine, expire_on_commit=False)}

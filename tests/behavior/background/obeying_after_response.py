@@ -42,6 +42,6 @@ def obeying(module: ModuleType) -> FastAPI:
     return app
 
 
-after_response.LIMIT = float(os.environ.get("LIMIT", "5"))  # type: ignore[assignment]
+after_response.TIME_LIMIT = float(os.environ["TIME_LIMIT"])  # type: ignore[assignment]
 recipe = obeying(after_response)
 naive = obeying(naive_after_response)
