@@ -1,7 +1,8 @@
 """Serves the module that TARGET names with a `count_orders` that is counted.
 
-The city's name says what happens: `broken…` raises, `gated…` blocks until
-`POST /release`, at most for GATE seconds. LIMITS replaces constants: `TTL_SECONDS=1`.
+The city's name says what happens: with `gated` in it, block until `POST /release`,
+at most for GATE seconds; with `broken`, raise. LIMITS replaces constants, as in
+`TTL_SECONDS=1 MAX_VALUES=5`.
 """
 
 import importlib
@@ -19,10 +20,10 @@ gate = threading.Event()
 def count_orders(city: str) -> int:
     started[city] += 1
     print(f"computing {city}", flush=True)  # noqa: T201 - the test reads it
-    if city.startswith("broken"):
-        raise RuntimeError("the database is down")
-    if city.startswith("gated"):
+    if "gated" in city:
         gate.wait(float(os.environ.get("GATE", "15")))
+    if "broken" in city:
+        raise RuntimeError("the database is down")
     finished[city] += 1
     return 0 if city == "atlantis" else len(city)
 

