@@ -4,10 +4,10 @@
 # ///
 """Do small work after the answer.
 
-`BackgroundTasks` starts when the last byte has left; from then on an error has
-nobody to go to. So each task gets its own time limit and its own error handling,
-and they run side by side: one that fails or hangs takes no other with it. What
-became of it is counted and logged.
+`BackgroundTasks` starts when the answer has left; from then on nobody hears of an
+error. So each task has its own time limit and error handling, and they run side by
+side: one that fails or hangs takes no other with it. How it ended is counted, and
+a failure is logged.
 
 **Use when** the work takes seconds and may be lost: a mail to tell a friend, a
 counter, a warm cache. **Not when** it must happen: commit it to an outbox table
@@ -27,6 +27,7 @@ Gotchas:
   returns has its own `background=`.
 - Log text from outside with `%r`: a newline in it, or in the message of an
   exception, forges an entry. And a query string is in every access log.
+- Not covered: who may send, and how often.
 
 Try it:
 

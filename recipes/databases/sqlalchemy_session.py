@@ -81,7 +81,7 @@ async def lifespan(_: FastAPI) -> AsyncIterator[dict[str, Sessions]]:
         max_overflow=0,
         pool_timeout=POOL_TIMEOUT,
         pool_pre_ping=True,  # the database was restarted at night
-        hide_parameters=True,  # no secrets in a logged error
+        hide_parameters=True,  # a logged error shows no values
         connect_args={"timeout": COMMAND_TIMEOUT, "command_timeout": COMMAND_TIMEOUT},
     )
     try:
