@@ -393,7 +393,7 @@ def test_an_endless_body_is_bounded_and_can_be_stopped(probe_page: Page) -> None
     press(probe_page, "GET /endless", "Stop")
     expect(output).to_contain_text("Stopped.")
     assert len(output.inner_text()) < 21_000
-    assert left.wait(10)
+    assert left.wait(20)
 
 
 def test_events_of_every_name_are_shown(probe_page: Page) -> None:
@@ -438,6 +438,8 @@ def test_a_refused_websocket_says_so(probe_page: Page, console: list[str]) -> No
 
 
 def test_leaving_the_page_ends_its_streams(probe_page: Page, live_url: str) -> None:
+    # The theme navigates in place once it has read the sitemap.
+    probe_page.wait_for_load_state("networkidle")
     left.clear()
     press(probe_page, "GET /endless", "Send")
     expect(answer(probe_page, "GET /endless")).to_contain_text("xxx …")
@@ -447,7 +449,7 @@ def test_leaving_the_page_ends_its_streams(probe_page: Page, live_url: str) -> N
     ).click()
     expect(probe_page.get_by_role("heading", level=1)).to_contain_text("Recipes")
     assert probe_page.evaluate("window.sameDocument")  # instant navigation
-    assert left.wait(10)
+    assert left.wait(20)
     probe_page.unroute_all()
     probe_page.get_by_role("article").get_by_role(
         "link", name=find("sse/feed").title
