@@ -17,7 +17,8 @@ Gotchas:
 
 - The status line leaves before the generator starts: reject in a dependency. An
   `HTTPException` raised in the generator is an empty 200.
-- `ServerSentEvent(data="x")` sends JSON, `data: "x"`; `raw_data` sends text.
+- `ServerSentEvent(data="x")` sends JSON, `data: "x"`; `raw_data` sends text. Without
+  either, as for a bare `event="reset"`, `EventSource` does not fire.
 - Start uvicorn with `--timeout-graceful-shutdown 5`. Without it an open stream
   keeps the process alive for ever: "Waiting for connections to close."
 - On `reset`, load the current state again: its events are gone. A page that
@@ -77,7 +78,7 @@ class Feed:
             forgotten = self._last - len(self._ring)
             if not forgotten <= seen <= self._last:
                 seen = self._last
-                yield ServerSentEvent(event="reset", data=None, id=self._id(seen))
+                yield ServerSentEvent(event="reset", data={}, id=self._id(seen))
             elif seen < self._last:
                 message = self._ring[seen - forgotten]
                 seen += 1

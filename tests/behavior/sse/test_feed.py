@@ -9,6 +9,7 @@ import httpx2
 import pytest
 
 from recipes.sse import feed
+from tests.behavior.sse import small_feed
 from tests.conftest import Serve
 from tests.harness.server import Server
 
@@ -67,7 +68,9 @@ async def test_no_event_is_lost_between_the_headers_and_the_first_read(
 async def test_an_id_that_is_not_ours_resets(recipe: Server, unknown: str) -> None:
     async with recipe.client() as client:
         async with reading(client, last_event_id=unknown) as events:
-            assert (await anext(events)).event == "reset"
+            event = await anext(events)
+            assert event.event == "reset"
+            assert event.data  # without data an EventSource would not fire
             await publish(client, "live")
             assert (await anext(events)).json() == "live"
 
@@ -84,10 +87,10 @@ async def test_an_id_from_before_a_restart_resets(serve: Serve) -> None:
             assert (await anext(events)).event == "reset"
 
 
-async def test_away_longer_than_the_ring_resets(recipe: Server) -> None:
-    async with recipe.client() as client:
+async def test_away_longer_than_the_ring_resets(serve: Serve) -> None:
+    async with serve("tests.behavior.sse.small_feed").client() as client:
         first = await publish(client, "0")
-        await publish(client, *(str(n) for n in range(1, feed.HISTORY + 1)))
+        await publish(client, *(str(n) for n in range(1, small_feed.HISTORY + 1)))
         async with reading(client, after=first) as events:
             assert (await anext(events)).json() == "1"  # all of it is still there
         await publish(client, "one too many")
@@ -95,16 +98,17 @@ async def test_away_longer_than_the_ring_resets(recipe: Server) -> None:
             assert (await anext(events)).event == "reset"
 
 
-async def test_a_reader_that_stalls_harms_nobody_and_is_reset(recipe: Server) -> None:
+async def test_a_reader_that_stalls_harms_nobody_and_is_reset(serve: Serve) -> None:
     """More than the sockets' buffers hold is published while it does not read."""
-    big = "x" * feed.MAX_MESSAGE
-    async with recipe.client() as client:
-        with socket.create_connection(("127.0.0.1", recipe.port)) as stalled:
+    server = serve("tests.behavior.sse.small_feed")
+    big = "\N{GRINNING FACE}" * (feed.MAX_MESSAGE - 10)  # four bytes each
+    async with server.client() as client:
+        with socket.create_connection(("127.0.0.1", server.port)) as stalled:
             stalled.sendall(b"GET /feed HTTP/1.1\r\nHost: x\r\n\r\n")
             assert stalled.recv(1024).startswith(b"HTTP/1.1 200")
             async with reading(client) as events:
-                for number in range(4 * feed.HISTORY):
-                    await publish(client, f"{number} {big}"[: feed.MAX_MESSAGE])
+                for number in range(800):  # 12 MB
+                    await publish(client, f"{number} {big}")
                     heard = (await anext(events)).json()
                     assert str(heard).startswith(f"{number} ")
             stalled.settimeout(20)
