@@ -439,7 +439,8 @@ def test_a_refused_websocket_says_so(probe_page: Page, console: list[str]) -> No
 
 def test_leaving_the_page_ends_its_streams(probe_page: Page, live_url: str) -> None:
     # The theme navigates in place once it has read the sitemap.
-    probe_page.wait_for_load_state("networkidle")
+    with probe_page.expect_response("**/sitemap.xml"):
+        probe_page.reload()
     left.clear()
     press(probe_page, "GET /endless", "Send")
     expect(answer(probe_page, "GET /endless")).to_contain_text("xxx …")
