@@ -2,143 +2,149 @@
 # requires-python = ">=3.11"
 # dependencies = ["fastapi[standard]>=0.165"]
 # ///
-"""Broadcast to a room in which a stalled client harms nobody.
+"""Broadcast to a room in which a stalled or dead client harms nobody.
 
-Sending to a room only puts the message into a bounded backlog per member, without
-waiting. Each member has a writer task that empties its backlog into its own
-socket. A member whose backlog is full is dropped with close code 1013.
+A broadcast never waits: it puts the message into a bounded backlog per member. A
+writer task per member sends from its backlog to its socket. A member whose backlog
+overflows is dropped with close code 1013, and the room goes on.
 
-**Use when** clients talk to each other: chat, presence, shared cursors. **Not when**
-they only listen (`sse/feed` also resumes), or when there are several workers:
-these rooms live in one process.
+**Use when** clients talk to each other: chat, presence, cursors. **Not when** they only
+listen (`sse/feed` also resumes), or with several workers: rooms live in one process.
 
 Gotchas:
 
-- X
+- `send_text` and `close` wait for ever while their peer does not read; uvicorn's ping
+  does not end that. To a dead peer `send_text` raises `WebSocketDisconnect`, which a
+  sender takes for its own.
+- `receive_text` fails on a binary frame: `KeyError: 'text'`.
+- Start uvicorn with `--ws-max-size 65536 --timeout-graceful-shutdown 5`: by default it
+  collects 16 MiB of a message before you can refuse it, and does not stop while a
+  dropped peer leaves data unread: "Waiting for connections to close."
+- A dropped member has missed messages: load the current state again.
+- Not covered: who may join, as whom, and from which Origin.
 
 Try it:
 
     WS /rooms/lobby hello
 
-Keywords: chat, broadcast, ConnectionManager, slow consumer, backpressure
+Keywords: chat, broadcast, ConnectionManager, slow consumer, backpressure, 1013
 Related: sse/feed, lifespan/resources
 """
 
 import asyncio
-import itertools
 import json
+import secrets
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from typing import Annotated
 
 import anyio
-from fastapi import Depends, FastAPI, Path, WebSocket, WebSocketDisconnect
+from fastapi import FastAPI, Path, WebSocket, WebSocketDisconnect
 
 MAX_ROOMS = 100
-MAX_MEMBERS = 50  # of a room
-BACKLOG = 4 * MAX_MEMBERS  # they may all come, talk and leave in one turn of the loop
-MAX_MESSAGE = 4000  # characters
-PACE = 0.005  # seconds between two messages of a member: a flood waits in its socket
-CLOSE_SECONDS = 5.0
+MAX_MEMBERS = 50  # per room
+BACKLOG = 4 * MAX_MEMBERS  # all may come, talk and leave in one turn of the loop
+MAX_MESSAGE = 4000  # characters: what the backlogs of a room share stays megabytes
+PACE = 0.005  # seconds between messages of a member: a flood waits in its own socket
+CLOSE_SECONDS = 5
+GONE = WebSocketDisconnect, RuntimeError  # the second after a ping without an answer
 
 
 class Member:
-    """One socket. The others touch its backlog only."""
-
-    def __init__(self, websocket: WebSocket, number: int) -> None:
-        self.number = number
-        self.overflow = anyio.CancelScope()
+    def __init__(self, websocket: WebSocket) -> None:
+        self.id = secrets.token_hex(4)
+        self.scope = anyio.CancelScope()  # cancelled: dropped
+        self.backlog: asyncio.Queue[str] = asyncio.Queue(BACKLOG)
         self._websocket = websocket
-        self._backlog: asyncio.Queue[str] = asyncio.Queue(BACKLOG)
-
-    def tell(self, event: str) -> None:
-        try:
-            self._backlog.put_nowait(event)
-        except asyncio.QueueFull:
-            self.overflow.cancel()  # frees the writer from a send that never ends
 
     async def write(self) -> None:
-        # RuntimeError: uvicorn has given up on a peer that does not answer its ping.
-        with suppress(WebSocketDisconnect, RuntimeError):
+        with suppress(*GONE):
             while True:
-                await self._websocket.send_text(await self._backlog.get())
+                await self._websocket.send_text(await self.backlog.get())
+        self.scope.cancel()
+
+    async def read(self, room: set["Member"]) -> None:
+        while (event := await self._websocket.receive())["type"] == "websocket.receive":
+            text = event.get("text") or ""  # a binary frame has none
+            if 0 < len(text) <= MAX_MESSAGE:
+                broadcast(room, type="message", member=self.id, text=text)
+            else:
+                broadcast({self}, type="refused", limit=MAX_MESSAGE)
+            await asyncio.sleep(PACE)
 
 
-class Rooms:
-    def __init__(self) -> None:
-        self._rooms: dict[str, set[Member]] = {}
-
-    def join(self, name: str, member: Member) -> bool:
-        room = self._rooms.get(name, set())
-        if len(room) >= MAX_MEMBERS or not room and len(self._rooms) >= MAX_ROOMS:
-            return False
-        room.add(member)
-        self._rooms[name] = room
-        self.publish(name, type="joined", member=member.number, members=len(room))
-        return True
-
-    def leave(self, name: str, member: Member) -> None:
-        room = self._rooms.get(name, set())
-        room.discard(member)
-        if not room:
-            self._rooms.pop(name, None)
-        self.publish(name, type="left", member=member.number, members=len(room))
-
-    def publish(self, name: str, **event: str | int) -> None:
-        text = json.dumps(event)
-        for member in self._rooms.get(name, ()):
-            member.tell(text)
+def broadcast(room: set[Member], **event: str | int) -> None:
+    text = json.dumps(event)
+    for member in room:  # no await: nobody comes or goes meanwhile
+        try:
+            member.backlog.put_nowait(text)
+        except asyncio.QueueFull:
+            member.scope.cancel()  # its writer may be stuck in a send
 
 
 @asynccontextmanager
-async def lifespan(_: FastAPI) -> AsyncIterator[dict[str, object]]:
-    yield {"rooms": Rooms(), "numbers": itertools.count(1)}
-
-
-async def get_rooms(websocket: WebSocket) -> Rooms:
-    rooms: Rooms = websocket.state.rooms
-    return rooms
+async def lifespan(_: FastAPI) -> AsyncIterator[dict[str, dict[str, set[Member]]]]:
+    yield {"rooms": {}}
 
 
 app = FastAPI(lifespan=lifespan)
+RoomName = Annotated[str, Path(pattern="^[a-z0-9-]{1,40}$")]
 
 
 @app.websocket("/rooms/{name}")
-async def take_part(
-    websocket: WebSocket,
-    rooms: Annotated[Rooms, Depends(get_rooms)],
-    name: Annotated[str, Path(pattern="^[a-z0-9-]{1,40}$")],
-) -> None:
-    await websocket.accept()
-    member = Member(websocket, next(websocket.state.numbers))
-    if not rooms.join(name, member):
+async def take_part(websocket: WebSocket, name: RoomName) -> None:
+    rooms: dict[str, set[Member]] = websocket.state.rooms
+    await websocket.accept()  # before a refusal: a browser would not see its reason
+    room = rooms.get(name, set())
+    if len(room) >= MAX_MEMBERS or (not room and len(rooms) >= MAX_ROOMS):
         await hang_up(websocket, "full")
         return
+    member = Member(websocket)
+    room.add(member)
+    rooms[name] = room
     try:
-        with member.overflow:
+        broadcast(room, type="joined", member=member.id, members=len(room))
+        with member.scope:
             async with anyio.create_task_group() as tasks:
-                async def write() -> None:
-                    await member.write()
-                    tasks.cancel_scope.cancel()
-                tasks.start_soon(write)
-                while (message := await websocket.receive())["type"] != "websocket.disconnect":
-                    text = message.get("text")
-                    if not text or len(text) > MAX_MESSAGE:
-                        member.tell(json.dumps({"type": "error", "text": f"1 to {MAX_MESSAGE} characters"}))
-                    else:
-                        rooms.publish(name, type="message", member=member.number, text=text)
-                    await asyncio.sleep(PACE)
+                tasks.start_soon(member.write)
+                await member.read(room)
                 tasks.cancel_scope.cancel()
     finally:
-        rooms.leave(name, member)
-    if member.overflow.cancelled_caught:
+        room.remove(member)
+        broadcast(room, type="left", member=member.id, members=len(room))
+        if not room:
+            del rooms[name]
+    if member.scope.cancelled_caught:
         await hang_up(websocket, "too slow")
 
 
 async def hang_up(websocket: WebSocket, reason: str) -> None:
-    # Like send, close waits for a peer that does not read.
-    with anyio.move_on_after(CLOSE_SECONDS), suppress(WebSocketDisconnect, RuntimeError):
+    with suppress(*GONE), anyio.move_on_after(CLOSE_SECONDS):
         await websocket.close(1013, reason)
 
 
 # --- evidence ---
+def main() -> None:
+    import socket
+    from threading import Thread
+
+    import uvicorn
+    from websockets.sync.client import connect
+
+    listener = socket.create_server(("127.0.0.1", 0))
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)  # soon full
+    url = f"ws://127.0.0.1:{listener.getsockname()[1]}/rooms/lobby"
+    server = uvicorn.Server(uvicorn.Config(app, log_level="error"))
+    thread = Thread(target=server.run, args=([listener],))
+    thread.start()
+    with connect(url, compression=None, close_timeout=0), connect(url) as ann:
+        while (event := json.loads(ann.recv()))["type"] != "left":
+            ann.send("x" * MAX_MESSAGE)  # the other one never reads
+        print("members:", event["members"])
+        # > members: 1
+    server.should_exit = True
+    thread.join()
+
+
+if __name__ == "__main__":
+    main()
