@@ -9,6 +9,7 @@ from starlette.types import Receive, Scope, Send
 
 app = FastAPI()
 connections: set[object] = set()
+started: list[str] = []
 running: list[str] = []
 finished: list[str] = []
 cut_off: list[str] = []
@@ -28,9 +29,10 @@ class Dropped(Response):
 async def seen() -> dict[str, Any]:
     return {
         "connections": len(connections),
-        "running": running,
-        "finished": finished,
-        "cut off": cut_off,
+        "started": sorted(started),
+        "running": sorted(running),
+        "finished": sorted(finished),
+        "cut off": sorted(cut_off),
         "peak": peak,
     }
 
@@ -46,6 +48,7 @@ async def product(request: Request, sku: str) -> Response:
     connections.add(request.client)
     while sku == "dropped-late" and len(running) < 2:  # its siblings come first
         await asyncio.sleep(0.01)
+    started.append(sku)
     running.append(sku)
     peak = max(peak, len(running))
     try:
