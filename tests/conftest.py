@@ -100,15 +100,20 @@ def environment(
 @pytest.fixture(scope="session")
 def postgres_url() -> Iterator[str]:
     """A PostgreSQL server for this test process."""
-    with servers.available(("DATABASE_URL",)) as found:
-        yield found.urls["DATABASE_URL"]
+    yield from one_server("DATABASE_URL")
 
 
 @pytest.fixture(scope="session")
 def redis_url() -> Iterator[str]:
     """A Valkey server for this test process."""
-    with servers.available(("REDIS_URL",)) as found:
-        yield found.urls["REDIS_URL"]
+    yield from one_server("REDIS_URL")
+
+
+def one_server(variable: str) -> Iterator[str]:
+    with servers.available((variable,)) as found:
+        for error in found.errors.values():
+            pytest.fail(error, pytrace=False)
+        yield found.urls[variable]
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from recipes._cookbook.catalogue import Recipe, recipes
 from recipes._cookbook.servers import Servers
 
-START_SECONDS = 15.0
+START_SECONDS = 30.0
 STOP_SECONDS = 1.0
 
 logger = logging.getLogger("uvicorn.error")
@@ -57,7 +57,7 @@ class Hosted:
     """One recipe's app inside ours: Starlette runs no lifespan of a mounted app.
 
     Each lifespan has a task of its own, so that one that fails, hangs or cancels
-    itself does not take the others down.
+    itself does not take the others down. They share one event loop and its threads.
     """
 
     recipe: Recipe
@@ -96,6 +96,7 @@ class Hosted:
         if not done:
             logger.warning("%s did not stop in time", self.recipe.name)
             self._task.cancel()
+            await asyncio.wait([self._task], timeout=STOP_SECONDS)
 
     async def _live(self, started: "asyncio.Future[None]") -> None:
         try:
@@ -103,7 +104,8 @@ class Hosted:
             app: FastAPI = importlib.import_module(name).app
             async with app.router.lifespan_context(app) as state:
                 self._app, self._state = app, state or {}
-                started.set_result(None)
+                if not started.done():  # else it was given up in this turn of the loop
+                    started.set_result(None)
                 await self._stop.wait()
         except (Exception, SystemExit) as error:  # noqa: BLE001 - see the class
             if started.done():
@@ -139,7 +141,7 @@ def _environment(variables: Mapping[str, str]) -> Iterator[None]:
     finally:
         for name, value in before.items():
             if value is None:
-                del os.environ[name]
+                os.environ.pop(name, None)
             else:
                 os.environ[name] = value
 

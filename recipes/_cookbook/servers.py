@@ -1,8 +1,8 @@
 """Throw-away PostgreSQL, Valkey and MongoDB-compatible servers from wheels.
 
 Each is a context manager that yields a URL on a free loopback port, works as root
-and as an ordinary user, and leaves nothing behind. `available` prefers a server
-that the environment already names.
+and as an ordinary user, and leaves nothing behind, unless SIGKILL ends this process.
+`available` prefers a server that the environment already names.
 """
 
 import contextlib
@@ -62,12 +62,13 @@ def available(variables: tuple[str, ...]) -> Iterator[Servers]:
         with ThreadPoolExecutor(max_workers=max(1, len(wanted))) as threads:
             starts = {n: threads.submit(m.__enter__) for n, m in managers.items()}
         for name, start in starts.items():
+            if not start.exception():
+                stack.push(managers[name].__exit__)
+        for name, start in starts.items():  # not before all that run will be stopped
             try:
                 urls[name] = start.result()
             except ServerError as error:
                 errors[name] = str(error)
-            else:
-                stack.push(managers[name].__exit__)
         yield Servers(urls, errors)
 
 

@@ -4,10 +4,10 @@
 # ///
 """Resume a live feed after a dropped connection.
 
-The feed keeps its last events in a ring. Each reader holds only a position in
-it, so a reader that stalls costs no memory. A browser's `EventSource` sends
-`Last-Event-ID` when it reconnects; the stream goes on after that event. Where it
-cannot (too long away, or the server restarted), it says `reset`.
+The feed keeps its last events in a ring. Each reader holds only a position in it,
+so a reader that stalls costs its connection and nothing more. A browser's
+`EventSource` sends `Last-Event-ID` when it reconnects, and the stream goes on after
+that event. Where it cannot (away too long, or the server restarted), it sends `reset`.
 
 **Use when** a page shows live updates and must neither lose nor repeat one when
 the train enters a tunnel. **Not when** the client also talks (take a WebSocket),
@@ -111,20 +111,20 @@ async def publish(
     return feed.publish(message)
 
 
-async def missed_and_new(
+async def position(
     feed: FeedDep,
     after: Annotated[str | None, Query()] = None,
     last_event_id: Annotated[str | None, Header()] = None,
-) -> AsyncIterable[ServerSentEvent]:
-    # The position is fixed before the response starts: nothing is missed between.
-    return feed.after(feed.position(last_event_id or after))
+) -> int:
+    # Fixed before the response starts: nothing is missed in between.
+    return feed.position(last_event_id or after)
 
 
 @app.get("/feed", response_class=EventSourceResponse)
 async def subscribe(
-    events: Annotated[AsyncIterable[ServerSentEvent], Depends(missed_and_new)],
+    feed: FeedDep, seen: Annotated[int, Depends(position)]
 ) -> AsyncIterable[ServerSentEvent]:
-    async for event in events:
+    async for event in feed.after(seen):
         yield event
 
 

@@ -112,12 +112,13 @@ def run(options: Options, listener: socket.socket, report: Connection) -> None:
     """Serve until a signal arrives."""
     _write_output_to(options.log)
     os.environ.update(options.env)
+    if options.strict:
+        warnings.simplefilter("error")
     module, _, attribute = options.target.partition(":")
     app = getattr(importlib.import_module(module), attribute or "app")
     defaults = {"timeout_graceful_shutdown": GRACE_SECONDS}
     config = uvicorn.Config(app, **(defaults | options.uvicorn))
     if options.strict:
-        warnings.simplefilter("error")
         blockbuster = BlockBuster()
         for function in blockbuster.functions.values():
             # asyncpg looks for ~/.pgpass and TLS files on each connect: not ours.

@@ -144,5 +144,5 @@ def run_script(path: Path, folder: Path, env: dict[str, str]) -> tuple[int, str]
     if process.exitcode is None:
         process.kill()
         process.join()
-    assert process.exitcode is not None
+        raise TimeoutError(f"{path} still runs after {SCRIPT_SECONDS} s")
     return process.exitcode, log.read_text(errors="replace")

@@ -19,7 +19,7 @@ gate = threading.Event()
 
 def count_orders(city: str) -> int:
     started[city] += 1
-    print(f"computing {city}", flush=True)  # noqa: T201 - the test reads it
+    os.write(1, f"computing {city}\n".encode())  # one line, also from many threads
     if "gated" in city:
         gate.wait(float(os.environ.get("GATE", "15")))
     if "broken" in city:

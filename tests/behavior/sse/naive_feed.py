@@ -1,4 +1,4 @@
-"""No ids, so a client that reconnects starts at the beginning again."""
+"""No ids and no history: who reconnects has lost what came meanwhile."""
 
 import asyncio
 
