@@ -2,31 +2,30 @@
 # requires-python = ">=3.11"
 # dependencies = ["fastapi[standard]>=0.165"]
 # ///
-"""Do small work after the answer.
+"""Do small work after the response.
 
-`BackgroundTasks` starts when the answer has left; from then on nobody hears of an
-error. So each task has its own time limit and error handling, and they run side by
-side: one that fails or hangs takes no other with it. How it ended is counted, and
-a failure is logged.
+`BackgroundTasks` starts when the response has been sent, so no error can reach the
+client. Each task therefore has its own time limit and error handling, and they run
+concurrently: one that fails or hangs does not affect the others. Results are counted,
+failures logged.
 
-**Use when** the work takes seconds and may be lost: a mail to tell a friend, a
+**Use when** the work takes seconds and may be lost: an email, a
 counter, a warm cache. **Not when** it must happen: commit it to an outbox table
 together with your data, or hand it to a job queue, before you answer.
 
 Gotchas:
 
-- At SIGTERM uvicorn waits for the tasks, and `TIME_LIMIT` bounds the wait. After
-  `--timeout-graceful-shutdown` it cancels them, so keep `TIME_LIMIT` below that: all
-  that is left of a cancelled task is `lost` in the log. SIGKILL leaves nothing.
-- Open sessions and connections in the task. What a `yield` dependency opened
-  stays open until all tasks are done; with `scope="function"` it is closed
-  before they start.
+- At SIGTERM uvicorn waits for the tasks, then cancels them after
+  `--timeout-graceful-shutdown`: keep `TIME_LIMIT` below that. A cancelled task is
+  logged as `lost`; after SIGKILL nothing is.
+- Open sessions in the task itself. One from a `yield` dependency stays open until all
+  tasks are done; with `scope="function"` it is closed before they start.
 - A task in a thread (a `def`, or `to_thread`) runs on after its limit: nothing
   stops a thread. Give the blocking client a timeout of its own.
 - The tasks never start if the endpoint raises, or if the `Response` that it
   returns has its own `background=`.
-- Log text from outside with `%r`: a newline in it, or in the message of an
-  exception, forges an entry. And a query string is in every access log.
+- Log user input and exceptions with `%r`: a newline in them forges a log entry. Take
+  private data in the body: access logs contain the query string.
 - Not covered: who may send, and how often.
 
 Try it:
@@ -45,10 +44,10 @@ import logging
 import secrets
 import traceback
 from collections import Counter
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import BackgroundTasks, FastAPI, Request
 from pydantic import BaseModel, EmailStr, Field
@@ -57,7 +56,7 @@ TIME_LIMIT = 3  # seconds for a task, with its wait for a slot
 SLOTS = 20  # tasks of one kind at a time; the others wait, within their limit
 
 logger = logging.getLogger(__name__)
-Task = partial[Coroutine[Any, Any, None]]
+Task = Callable[[], Awaitable[None]]
 
 
 class AfterResponse:
@@ -67,13 +66,12 @@ class AfterResponse:
         self.outcomes: Counter[str] = Counter()
         self._slots: dict[str, asyncio.Semaphore] = {}
 
-    async def run(self, ref: str, *tasks: Task) -> None:
+    async def run(self, ref: str, **tasks: Task) -> None:
         async with asyncio.TaskGroup() as group:
-            for task in tasks:
-                group.create_task(self._attempt(ref, task))
+            for name, task in tasks.items():
+                group.create_task(self._attempt(ref, name, task))
 
-    async def _attempt(self, ref: str, task: Task) -> None:
-        name = task.func.__name__
+    async def _attempt(self, ref: str, name: str, task: Task) -> None:
         # Slots for each kind: a mail service that hangs takes none from the counters.
         slots = self._slots.setdefault(name, asyncio.Semaphore(SLOTS))
         try:
@@ -95,13 +93,13 @@ class Share(BaseModel):
 
 
 async def send_mail(email: str, note: str) -> None:
-    await asyncio.sleep(0.05)  # stands for your mail service
+    await asyncio.sleep(0.05)  # demo: your mail service
     if email.endswith("@nowhere.example"):
         raise ConnectionError(f"550 No such domain: {email} {note}")
 
 
 async def count_share() -> None:
-    await asyncio.sleep(0.05)  # stands for a session of its own
+    await asyncio.sleep(0.05)  # demo: with a session of its own
 
 
 @asynccontextmanager
@@ -119,7 +117,7 @@ async def share_page(
     after: AfterResponse = request.state.after
     ref = secrets.token_hex(4)  # finds the log lines of this request
     mail = partial(send_mail, share.email, share.note)
-    background.add_task(after.run, ref, mail, partial(count_share))
+    background.add_task(after.run, ref, send_mail=mail, count_share=count_share)
     return {"ref": ref}
 
 

@@ -4,24 +4,24 @@
 # ///
 """Compute once for a hundred callers.
 
-The first caller of a key starts a task; who comes meanwhile waits for the same one.
-Its value is kept for a while, also a `0`, `[]` or `None`. Its error goes to all who
-wait and is not kept. A caller may leave: the task goes on, the next will want it.
+The first caller of a key starts a task; callers that come meanwhile wait for it. Its
+value is cached, even a `0`, `[]` or `None`. When it fails, all who wait get 503, the
+log gets the reason, and nothing is cached. A caller that leaves does not stop it.
 
 **Use when** many ask for the same slow thing at once: a report, a price, a page.
-**Not when** workers must share it: take cashews on Redis.
+**Not when** workers must share it: use cashews on Redis.
 
 Gotchas:
 
-- The task outlives its first caller. Give it nothing of that request: a session
-  from a dependency is closed by then.
-- A key without the user in it shows one user's data to another.
+- The task outlives the request that started it. Use nothing of that request in it: a
+  session from a dependency may be closed. "Not found" is a value, not an exception.
+- Put the user into the key of private data, or one user sees another's.
 - All callers get the same object: cache what nobody changes.
-- No limit stops a thread: give a blocking driver a timeout of its own.
+- `asyncio.timeout` does not stop a thread: a blocking driver needs its own timeout.
 - aiocache 0.12 computes 100 times for 100 callers. cashews 7.6 computes once, but
   when the first caller is cancelled, so are the others.
 - uvicorn does not cancel a handler whose client left; `asyncio.timeout` does.
-- Not covered: the size of values; a caller who pushes yours out with new names.
+- Not covered: the size of values; a client that evicts all others by asking for junk.
 
 Try it:
 
@@ -79,7 +79,7 @@ class Cache(Generic[K, V]):
             task = asyncio.create_task(self._run(key), context=Context())
             task.add_done_callback(lambda _: self._pending.pop(key))
             self._pending[key] = task
-        await asyncio.wait([task])  # not `await task`: to leave would cancel it
+        await asyncio.wait([task])  # `await task` would cancel it with its caller
         if task.cancelled() or not (entry := task.result()):
             raise UnavailableError("failed")
         return entry[1]

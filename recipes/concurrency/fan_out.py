@@ -5,21 +5,21 @@
 """Call many services at once, keep what arrived, cancel the rest.
 
 A `TaskGroup` owns the calls, one `asyncio.timeout` around it bounds them all. A
-call that fails is a stated gap; the essential one fails the whole and cancels
-the others. When the answer leaves, nothing is left running.
+call that fails becomes an entry in `gaps`; if the essential one fails, the request
+fails and the other calls are cancelled. No call outlives the response.
 
 **Use when** most of an answer is better than none. **Not when** one call is
 enough: lifespan/http_client.
 
 Gotchas:
 
-- `except HTTPException` around the group misses one from a task, and the log says
-  "ExceptionGroup: unhandled errors in a TaskGroup (1 sub-exception)".
-- `gather` raises the first failure and lets the other calls run on. With
-  `return_exceptions=True` a `CancelledError` is one more result.
-- The timeout goes around the group: inside, it bounds the block, not the tasks.
-- The service may finish the work of a cancelled call: cancel reads, not writes.
-- Slots are per request. Ten slow requests fill the client's 100 connections.
+- An `HTTPException` raised in a task arrives as "ExceptionGroup: unhandled errors in
+  a TaskGroup (1 sub-exception)": catch it with `except*`, not `except`.
+- `gather` raises the first failure, and the other calls run on. With
+  `return_exceptions=True` it returns even a `CancelledError` as a result.
+- Put the timeout around the group: inside it, the timeout does not bound the tasks.
+- The service may still finish a cancelled call: fan out reads, not writes.
+- `SLOTS` is per request: ten slow requests take all 100 connections of the client.
 - A partial answer is a 200: tell caches not to keep it.
 - Not covered: repeating calls, services at several addresses.
 
@@ -83,9 +83,9 @@ async def fetch(client: httpx2.AsyncClient, sku: str) -> Product:
 @asynccontextmanager
 async def lifespan(_: FastAPI) -> AsyncIterator[dict[str, httpx2.AsyncClient]]:
     async with httpx2.AsyncClient(
-        # In your app: os.environ["SHOP_URL"], and no mounts.
-        base_url=os.environ.get("SHOP_URL", "http://stand-in"),
-        mounts={"http://stand-in": httpx2.ASGITransport(app=stand_in)},
+        # In your app: base_url=os.environ["SHOP_URL"], and delete both demo lines.
+        base_url=os.environ.get("SHOP_URL", "http://stand-in"),  # demo
+        mounts={"http://stand-in": httpx2.ASGITransport(app=stand_in)},  # demo
         cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),  # keeps none
     ) as client:
         yield {"client": client}
@@ -93,14 +93,14 @@ async def lifespan(_: FastAPI) -> AsyncIterator[dict[str, httpx2.AsyncClient]]:
 
 app = FastAPI(lifespan=lifespan)
 Sku = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]{1,40}$")]
-Also = Annotated[list[Sku], Query(max_length=50)]
+Also = Annotated[list[Sku], Query(max_length=50, default_factory=list)]
 
 
 @app.get("/page/{sku}")
 async def page(request: Request, sku: Sku, also: Also) -> Page:
     slots = asyncio.Semaphore(SLOTS)
     found: dict[str, Product] = {}
-    gaps = dict.fromkeys(also, "No answer in time")  # until there is one
+    gaps = dict.fromkeys(also, "No answer in time")  # replaced or deleted below
 
     async def add(sku: str) -> None:
         try:

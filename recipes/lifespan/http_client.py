@@ -6,26 +6,28 @@
 
 The lifespan opens one client and closes it; all requests share its connections.
 `fetch` bounds a call in time and size and validates the answer. The caller
-learns who failed: 502, 503 or 504. The log learns why.
+gets 502, 503 or 504; the log gets the reason.
 
 **Use when** a route needs an answer from another HTTP service. **Not when** it
 needs several at once: concurrency/fan_out.
 
 Gotchas:
 
-- A read timeout restarts at each byte, so a server that drips never trips it.
-  Only `asyncio.timeout` bounds the whole call.
+- `read=` limits the wait for the next bytes: a server that sends one a second never
+  exceeds it. Only `asyncio.timeout` limits the whole call.
 - `AsyncClient(transport=...)` ignores `limits=`, `verify=` and the proxy variables:
   give them to the transport. `Limits(max_connections=50)` alone keeps all 50 open.
 - A client keeps cookies: what the service sets for one user goes out with the
   request of the next.
-- `quote(sku, safe="")` leaves `..` alone, and `/stock/..` is `/` to httpx2.
-- `PoolTimeout` is a `TimeoutException`, and that is not a `TimeoutError`.
+- `quote(sku, safe="")` keeps `..`, and httpx2 turns `/stock/..` into `/`: hence the
+  pattern of `Sku`.
+- `except TimeoutError` catches no timeout of httpx2, `PoolTimeout` included.
+- After a 504 the service may still do the work: a POST needs an idempotency key.
 - httpx2 logs URLs, and a password in them: credentials go in headers or `auth=`.
 - `retries=` repeats a failed connect, nothing else: it is safe for a POST too.
-- Drop idle connections before the service does (uvicorn: after 5 s), or a call
-  can fail: "Server disconnected without sending a response."
-- One slow service takes the whole pool: give each service a client of its own.
+- `keepalive_expiry` must be below the service's own (uvicorn: 5 s), or a call can fail
+  with "Server disconnected without sending a response."
+- A slow service can use up the whole pool: one client per service.
 - Not covered: repeating calls, a circuit breaker, the caller's identity.
 
 Try it:
@@ -65,7 +67,7 @@ Model = TypeVar("Model", bound=BaseModel)
 async def fetch(client: httpx2.AsyncClient, path: str, model: type[Model]) -> Model:
     try:
         async with asyncio.timeout(DEADLINE), client.stream("GET", path) as response:
-            body = b""  # an error's too: left unread, it costs the connection
+            body = b""  # read an error's body too, or its connection is closed
             async for chunk in response.aiter_bytes():
                 body += chunk
                 if len(body) > MAX_BYTES:
@@ -90,9 +92,9 @@ def what_to_tell(error: Exception) -> HTTPException:
 @asynccontextmanager
 async def lifespan(_: FastAPI) -> AsyncIterator[dict[str, httpx2.AsyncClient]]:
     async with httpx2.AsyncClient(
-        # In your app: os.environ["STOCK_URL"], and no mounts.
-        base_url=os.environ.get("STOCK_URL", "http://stand-in"),
-        mounts={"http://stand-in": httpx2.ASGITransport(app=stand_in)},
+        # In your app: base_url=os.environ["STOCK_URL"], and delete both demo lines.
+        base_url=os.environ.get("STOCK_URL", "http://stand-in"),  # demo
+        mounts={"http://stand-in": httpx2.ASGITransport(app=stand_in)},  # demo
         transport=httpx2.AsyncHTTPTransport(limits=LIMITS, retries=1),
         timeout=TIMEOUT,
         cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),  # keeps none

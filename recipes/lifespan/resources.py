@@ -13,16 +13,16 @@ hangs does not keep the others from closing.
 
 Gotchas:
 
-- uvicorn ignores SIGTERM and Ctrl-C until the app has started: an open that hangs
-  can only be killed. Hence the limits.
-- No limit stops a thread, and the process waits for it. A blocking driver needs a
-  limit of its own, here `timeout=2`.
+- uvicorn ignores SIGTERM and Ctrl-C until the app has started: without a limit, only
+  SIGKILL ends a start that hangs.
+- `asyncio.timeout` does not stop a thread, and the process waits for it at exit. A
+  blocking driver needs its own timeout, here `timeout=2`.
 - With `lifespan=`, `@app.on_event` handlers are silently ignored. A router's
   `lifespan=` runs; that of a mounted app does not.
 - `TestClient(app)` without `with` runs none: "'State' object has no attribute 'db'".
-- `async with` knows how a client closes. redis-py's `close()` warns "Call to
-  deprecated close. (Use aclose() instead)".
-- Each worker opens its own. SIGKILL closes nothing: a real lease also expires.
+- Pass clients as they are, `bounded("redis", Redis.from_url(url))`: they know how to
+  close. redis-py's `close()`: "Call to deprecated close. (Use aclose() instead)".
+- Each worker opens its own. SIGKILL closes nothing, so a real lease has an expiry.
 
 Try it:
 
@@ -56,7 +56,7 @@ async def bounded(
     """Limit how long `resource` takes to open and to close."""
     try:
         async with asyncio.timeout(OPEN_SECONDS):
-            opened = await resource.__aenter__()
+            opened = await resource.__aenter__()  # by hand: each half is limited
     except Exception as error:
         error.add_note(f"while opening {name}")
         raise
@@ -88,7 +88,7 @@ async def open_database(path: str) -> AsyncIterator[sqlite3.Connection]:
 async def hold_lease(db: sqlite3.Connection) -> AsyncIterator[str]:
     """A row that says: this worker lives. `db` must outlive it."""
     worker = secrets.token_hex(4)
-    try:  # also around the insert: a thread that we stop waiting for goes on
+    try:  # around the insert too: after a timeout its thread goes on
         await asyncio.to_thread(db.execute, "INSERT INTO lease VALUES (?)", [worker])
         yield worker
     finally:

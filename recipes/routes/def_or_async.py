@@ -5,26 +5,25 @@
 """Choose between def and async def.
 
 `async def` runs in the event loop: when it blocks, every request waits. `def` runs
-in a thread, so it may block; there are 40 threads, and the 41st call waits. Hence
-blocking code in `def`, awaiting code in `async def`, and `run_in_threadpool` for
-one blocking call among awaits.
+in one of 40 threads, so it may block; the 41st call waits. So: blocking code in `def`,
+awaiting code in `async def`, `run_in_threadpool` for one blocking call among awaits,
+and a 503 when too many calls wait for a thread.
 
-**Use when** you write any route or dependency. **Not when** the work is computing
-in Python: threads take turns at it. Take processes.
+**Use when** you write any route or dependency. **Not when** the work is CPU-bound
+Python: threads run it one at a time. Use processes.
 
 Gotchas:
 
-- All share the 40: `def` routes and dependencies, `FileResponse`, `UploadFile` from
-  1 MiB on. An `async def` route with a `def` dependency waits for a thread too.
-- A `def` route with a return type takes a thread twice: its answer is validated in
-  one, and waits for it behind all others. `run_in_threadpool` is one trip.
-- Nothing stops a thread, no client that leaves and no `asyncio.timeout`: that gives
-  the thread's place away while it runs on. Blocking calls need their own timeout.
-- `THREADS` sets their number: with more than the database has connections, calls
-  queue there.
-- A context variable that a `def` dependency sets is not set in the route.
-- `def` routes run at the same time: what they share needs a lock. What belongs to
-  the loop, such as `asyncio.Event`, they reach with `anyio.from_thread.run_sync`.
+- These share the 40: `def` routes and dependencies, `FileResponse`, `UploadFile` over
+  1 MiB. An `async def` route with a `def` dependency also waits for a thread.
+- A `def` route with a return type queues for a thread twice: to run, then to validate
+  what it returned. With `run_in_threadpool` it is once.
+- Nothing stops a thread, neither a client that disconnects nor `asyncio.timeout`, which
+  frees its slot while it still runs. Blocking calls need their own timeout.
+- `THREADS` changes the 40. More threads than database connections only move the queue.
+- A context variable set in a `def` dependency is not set in the route.
+- `def` routes run in parallel: lock what they share. To touch what belongs to the loop,
+  such as an `asyncio.Event`, use `anyio.from_thread.run_sync`.
 
 Try it:
 
@@ -49,12 +48,12 @@ from fastapi import Depends, FastAPI, HTTPException, Request
 from fastapi.concurrency import run_in_threadpool
 
 READ_SECONDS = 20  # nothing else ends a blocking call
-MAX_WAITING = 40  # calls without a thread; with more, a refusal beats the queue
+MAX_WAITING = 40  # calls that wait for a thread; refuse the next with 503
 Cards = queue.Queue[int]
 
 
 def read_card(cards: Cards) -> int:
-    """Stands for any library that blocks: requests, boto3, psycopg2, a device."""
+    """Demo: in place of any call that blocks (requests, boto3, psycopg2)."""
     try:
         return cards.get(timeout=READ_SECONDS)
     except queue.Empty:
@@ -64,10 +63,8 @@ def read_card(cards: Cards) -> int:
 @asynccontextmanager
 async def lifespan(_: FastAPI) -> AsyncIterator[dict[str, Cards]]:
     limiter = current_default_thread_limiter()  # of this event loop
-    before = limiter.total_tokens
-    limiter.total_tokens = int(os.environ.get("THREADS") or before)
+    limiter.total_tokens = int(os.environ.get("THREADS") or 40)
     yield {"cards": Cards(maxsize=100)}
-    limiter.total_tokens = before
 
 
 async def get_cards(request: Request) -> Cards:  # as `def` it would take a thread
@@ -109,7 +106,7 @@ async def ping() -> str:
 
 
 @app.get("/threads")
-async def threads() -> dict[str, int]:  # graph `waiting`: it should stay at 0
+async def threads() -> dict[str, int]:  # put `waiting` on a graph: it should stay 0
     found = current_default_thread_limiter().statistics()
     return {"busy": found.borrowed_tokens, "waiting": found.tasks_waiting}
 

@@ -4,22 +4,22 @@
 # ///
 """Take an upload to disk in constant memory.
 
-The body is the file. Blocks of it go from the socket to a partial file, and a
-rename publishes the whole. The server names it; the user's name is only data.
-Too large, too slow, cut off, disk full: an upload that fails leaves nothing.
+The request body is the file. It goes block by block from the socket to a partial
+file, and a rename publishes it when it is complete. The server picks the path, not the
+client. A failed upload (too large, too slow, cut off, disk full) leaves nothing.
 
-**Use when** files are large, or a refusal must come before the upload. **Not
-when** a plain HTML form sends it, or fields come with it: take `UploadFile`, which
-is complete in the temporary directory before any dependency, the login too, runs.
+**Use when** files are large, or you must refuse before the upload. **Not when** an
+HTML form sends it, or fields come with it: use `UploadFile`. But that stores the whole
+file in the temporary directory before any dependency runs, even the login.
 
 Gotchas:
 
-- `curl -F` and `FormData` send an envelope: 415. `curl -X POST -T file URL` is right.
-- Uncaught, `ClientDisconnect` (the client left) is "Exception in ASGI application".
+- Send the bare file: `curl -X POST -T file URL`, `fetch(url, {method: "POST", body:
+  file})`. A multipart form (`curl -F`, `FormData`) gets 415.
 - SIGTERM waits for uploads: start uvicorn with `--timeout-graceful-shutdown 30`.
-- A crash's leftovers go when the first worker starts. `fcntl` is POSIX only.
-- Not covered: who may upload, limits for each client (16 slow ones keep others
-  out), what is in a file, a power cut that takes back a rename (fsync the directory).
+- What a crash leaves is deleted at the next start. `fcntl` is POSIX only.
+- Not covered: who may upload, limits per client (16 slow uploads lock out the rest),
+  virus scans, a rename lost in a power cut (fsync the directory).
 
 Try it:
 
@@ -48,8 +48,8 @@ from starlette.requests import ClientDisconnect
 
 MAX_BYTES = 100 * 1024 * 1024
 MAX_UPLOADS = 16  # at once: fewer than the 40 threads, and 16 blocks in memory
-BLOCK = 1024 * 1024  # one trip to a thread for each, not for each packet
-BLOCK_SECONDS = 30  # to send one: who stalls or drips gets 408
+BLOCK = 1024 * 1024  # one trip to a thread per block, not per packet
+BLOCK_SECONDS = 30  # per block: a client slower than 35 kB/s gets 408
 Name = Annotated[str, Query(max_length=255)]
 NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
@@ -57,7 +57,7 @@ NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 @contextmanager
 def open_directory() -> Iterator[Path]:
     with ExitStack() as stack:
-        given = os.environ.get("UPLOAD_DIR")
+        given = os.environ.get("UPLOAD_DIR")  # unset, files are deleted at stop
         directory = Path(given or stack.enter_context(TemporaryDirectory()))
         directory.mkdir(parents=True, exist_ok=True)
         lock = os.open(directory, os.O_RDONLY)
@@ -76,10 +76,10 @@ async def lifespan(_: FastAPI) -> AsyncIterator[dict[str, Any]]:
         yield {"directory": directory, "slots": asyncio.Semaphore(MAX_UPLOADS)}
 
 
-app = FastAPI(lifespan=lifespan, max_body_size=MAX_BYTES)
+app = FastAPI(lifespan=lifespan)
 
 
-@app.post("/files", status_code=201)
+@app.post("/files", status_code=201, max_body_size=MAX_BYTES)
 async def upload(request: Request, name: Name = "") -> dict[str, str | int]:
     if request.headers.get("Content-Type", "").lower().startswith("multipart/"):
         raise HTTPException(415, "Send the file itself as the body, not a form.")
@@ -95,7 +95,7 @@ async def store(body: AsyncIterator[bytes], directory: Path) -> dict[str, str | 
     part = directory / f".upload-{file_id}"
 
     def append(block: bytearray) -> None:
-        with part.open("ab") as file:  # opened anew: a canceled request leaks none
+        with part.open("ab") as file:  # per block: a cancelled request leaks none
             file.write(block)
         digest.update(block)
 
@@ -110,7 +110,7 @@ async def store(body: AsyncIterator[bytes], directory: Path) -> dict[str, str | 
             size += len(block)
         await run_in_threadpool(publish)
     except BaseException as error:
-        with CancelScope(shield=True):  # or the next await is canceled too
+        with CancelScope(shield=True):  # else the next await is cancelled too
             await run_in_threadpool(part.unlink, missing_ok=True)
         if isinstance(error, OSError) and error.errno in NO_SPACE:
             raise HTTPException(507, "No space for this file.") from None
@@ -127,7 +127,7 @@ async def next_block(body: AsyncIterator[bytes]) -> bytearray:
                 block += chunk
                 if len(block) >= BLOCK:
                     break
-    except (TimeoutError, ClientDisconnect):
+    except (TimeoutError, ClientDisconnect):  # else "Exception in ASGI application"
         raise HTTPException(408, "Too slow.", {"Connection": "close"}) from None
     return block
 

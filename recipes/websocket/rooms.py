@@ -2,7 +2,7 @@
 # requires-python = ">=3.11"
 # dependencies = ["fastapi[standard]>=0.165"]
 # ///
-"""Broadcast to a room in which a stalled or dead client harms nobody.
+"""Broadcast to a room without waiting for stalled or dead clients.
 
 A broadcast never waits: it puts the message into a bounded backlog per member. A
 writer task per member sends from its backlog to its socket. A member whose backlog
@@ -13,14 +13,14 @@ listen (`sse/feed` also resumes), or with several workers: rooms live in one pro
 
 Gotchas:
 
-- `send_text` and `close` wait for ever while their peer does not read; uvicorn's ping
-  does not end that. To a dead peer `send_text` raises `WebSocketDisconnect`, which a
-  sender takes for its own.
-- `receive_text` fails on a binary frame: `KeyError: 'text'`.
-- Start uvicorn with `--ws-max-size 65536 --timeout-graceful-shutdown 5`: by default it
-  collects 16 MiB of a message before you can refuse it, and does not stop while a
-  dropped peer leaves data unread: "Waiting for connections to close."
-- A dropped member has missed messages: load the current state again.
+- `send_text` and `close` wait forever for a peer that does not read; uvicorn's ping
+  does not end that. For a dead peer `send_text` raises `WebSocketDisconnect`; in a
+  broadcast loop the sender's handler takes it for its own client's.
+- Call `broadcast` in `async def` only: from a thread its message waits in the backlog.
+- Start uvicorn with `--ws-max-size 65536 --timeout-graceful-shutdown 5`. By default it
+  buffers up to 16 MiB of a message before you can refuse it, and at SIGTERM it waits
+  for a dropped peer that does not read: "Waiting for connections to close."
+- A dropped client has missed messages. It reconnects, then reloads the state.
 - Not covered: who may join, as whom, and from which Origin.
 
 Try it:
@@ -43,17 +43,17 @@ from fastapi import FastAPI, Path, WebSocket, WebSocketDisconnect
 
 MAX_ROOMS = 100
 MAX_MEMBERS = 50  # per room
-BACKLOG = 4 * MAX_MEMBERS  # all may come, talk and leave in one turn of the loop
-MAX_MESSAGE = 4000  # characters: what the backlogs of a room share stays megabytes
-PACE = 0.005  # seconds between messages of a member: a flood waits in its own socket
+BACKLOG = 4 * MAX_MEMBERS  # all may join, talk and leave before a writer runs
+MAX_MESSAGE = 4000  # characters; a room's backlogs share one copy of each
+PACE = 0.005  # seconds between reads of a member: a flood stays in its own socket
 CLOSE_SECONDS = 5
-GONE = WebSocketDisconnect, RuntimeError  # the second after a ping without an answer
+GONE = WebSocketDisconnect, RuntimeError  # RuntimeError: a ping went unanswered
 
 
 class Member:
     def __init__(self, websocket: WebSocket) -> None:
         self.id = secrets.token_hex(4)
-        self.scope = anyio.CancelScope()  # cancelled: dropped
+        self.scope = anyio.CancelScope()  # cancel it to drop this member
         self.backlog: asyncio.Queue[str] = asyncio.Queue(BACKLOG)
         self._websocket = websocket
 
@@ -65,7 +65,7 @@ class Member:
 
     async def read(self, room: set["Member"]) -> None:
         while (event := await self._websocket.receive())["type"] == "websocket.receive":
-            text = event.get("text") or ""  # a binary frame has none
+            text = event.get("text") or ""  # `receive_text`: KeyError if binary
             if 0 < len(text) <= MAX_MESSAGE:
                 broadcast(room, type="message", member=self.id, text=text)
             else:
@@ -94,7 +94,7 @@ RoomName = Annotated[str, Path(pattern="^[a-z0-9-]{1,40}$")]
 @app.websocket("/rooms/{name}")
 async def take_part(websocket: WebSocket, name: RoomName) -> None:
     rooms: dict[str, set[Member]] = websocket.state.rooms
-    await websocket.accept()  # before a refusal: a browser would not see its reason
+    await websocket.accept()  # first: without it a browser cannot see why we refuse
     room = rooms.get(name, set())
     if len(room) >= MAX_MEMBERS or (not room and len(rooms) >= MAX_ROOMS):
         await hang_up(websocket, "full")
