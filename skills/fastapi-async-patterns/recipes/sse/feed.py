@@ -110,20 +110,20 @@ async def publish(
     return feed.publish(message)
 
 
-async def start(
+async def missed_and_new(
     feed: FeedDep,
     after: Annotated[str | None, Query()] = None,
     last_event_id: Annotated[str | None, Header()] = None,
-) -> int:
-    return feed.position(last_event_id or after)
+) -> AsyncIterable[ServerSentEvent]:
+    # The position is fixed before the response starts: nothing is missed between.
+    return feed.after(feed.position(last_event_id or after))
 
 
 @app.get("/feed", response_class=EventSourceResponse)
 async def subscribe(
-    feed: FeedDep, seen: Annotated[int, Depends(start)]
+    events: Annotated[AsyncIterable[ServerSentEvent], Depends(missed_and_new)],
 ) -> AsyncIterable[ServerSentEvent]:
-    # The dependency has fixed `seen`: from the first header on, nothing is missed.
-    async for event in feed.after(seen):
+    async for event in events:
         yield event
 
 
@@ -132,24 +132,14 @@ def main() -> None:
     from fastapi.testclient import TestClient
 
     with TestClient(app) as client:
-
-        def publish(message: str) -> str:
-            event_id: str = client.post("/events", json={"message": message}).json()
-            return event_id
-
-        def read(count: int, last_event_id: str) -> list[str]:
+        messages = [{"message": text} for text in ("one", "two", "three")]
+        first, *_ = [client.post("/events", json=m).json() for m in messages]
+        for last_event_id in (first, "0badcafe-7"):
             headers = {"Last-Event-ID": last_event_id}
             with client.stream("GET", "/feed", headers=headers) as stream:
-                lines = (line for line in stream.iter_lines() if line)
-                return [next(lines) for _ in range(count)][::2]
-
-        first = publish("one")
-        publish("two")
-        publish("three")
-        print(read(4, last_event_id=first))
-        # > ['data: "two"', 'data: "three"']
-        print(read(1, last_event_id="0badcafe-7"))
-        # > ['event: reset']
+                print(next(stream.iter_lines()))
+                # > data: "two"
+                # > event: reset
 
 
 if __name__ == "__main__":
