@@ -45,7 +45,7 @@ def test_list_as_json() -> None:
     rows = json.loads(recipes_command("list", "--json").stdout)
     [feed] = [row for row in rows if row["name"] == "sse/feed"]
     assert feed["topic"] == "sse"
-    assert feed["title"] == "Resume a live feed after a dropped connection"
+    assert feed["title"] == "Stream a live feed that resumes after a dropped connection"
     assert len(rows) == len(recipe_paths())
 
 

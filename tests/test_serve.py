@@ -72,7 +72,7 @@ def test_it_serves_and_a_signal_ends_it_with_all_its_servers(
         assert printed.count("✓") == 4, printed
         page = httpx2.get(f"{url}recipes/sse/feed/")
         assert page.status_code == 200
-        assert "Resume a live feed" in page.text
+        assert "Stream a live feed" in page.text
         live = httpx2.get(f"{url}live/status.json").json()["recipes"]
         assert live == {recipe.name: None for recipe in recipes()}
         started = children(process.pid)

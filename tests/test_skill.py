@@ -3,13 +3,17 @@
 import ast
 import re
 import shutil
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
+from fastapi import APIRouter, FastAPI, Request
+from fastapi.testclient import TestClient
 from skills_ref import validate
 
 from recipes._cookbook import skill
-from recipes._cookbook.catalogue import ROOT, Problem, recipe_paths, recipes
+from recipes._cookbook.catalogue import ROOT, Problem, find, recipe_paths, recipes
 from tests.conftest import environment
 from tests.harness.server import run_script
 
@@ -54,7 +58,7 @@ def test_what_is_stale_is_named_and_mended(tree: Path) -> None:
     (tree / "recipes/sse/gone.py").write_text("stranger")
     (tree / "LICENSE").unlink()
     manual = tree / "SKILL.md"
-    manual.write_text(manual.read_text().replace("Resume a live feed", "Resume"))
+    manual.write_text(manual.read_text().replace("Stream a live feed", "Stream"))
     stale = {problem.path.name for problem in skill.stale()}
     assert stale == {"feed.py", "gone.py", "LICENSE", "SKILL.md"}
     assert {path.name for path in skill.sync()} == stale
@@ -87,3 +91,34 @@ def evidence(path: Path) -> list[str]:
     source = path.read_text("utf-8")
     assert ast.parse(source)
     return [m[1] for m in re.finditer(r"^ *# > (.*)$", source, re.MULTILINE)]
+
+
+def as_router(name: str) -> APIRouter:
+    """The pattern of a recipe, adapted as step 4 of SKILL.md says."""
+    pattern = find(name).pattern
+    assert "app = FastAPI(lifespan=lifespan" in pattern
+    pattern = pattern.replace("app = FastAPI(", "router = APIRouter(")
+    names: dict[str, object] = {"__name__": name, "APIRouter": APIRouter}
+    exec(compile(pattern.replace("@app.", "@router."), name, "exec"), names)  # noqa: S102 - ours
+    router = names["router"]
+    assert isinstance(router, APIRouter)
+    return router
+
+
+def test_two_recipes_go_into_one_app_as_the_text_says() -> None:
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[dict[str, str]]:
+        yield {"own": "state"}
+
+    app = FastAPI(lifespan=lifespan)
+    app.include_router(as_router("sse/feed"), prefix="/live")
+    app.include_router(as_router("caching/single_flight"))
+
+    @app.get("/own")
+    async def own(request: Request) -> str:
+        return str(request.state.own)
+
+    with TestClient(app) as client:
+        assert client.get("/own").json() == "state"
+        assert client.post("/live/events", json={"message": "x"}).status_code == 201
+        assert client.get("/orders/berlin").json() == 3

@@ -12,6 +12,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from recipes._cookbook.catalogue import (
+    EVIDENCE,
     ROOT,
     TOPICS,
     Problem,
@@ -49,6 +50,7 @@ def check(recipe: Recipe) -> list[Problem]:
         *_references(recipe),
         *_shape(recipe, tree),
         *_evidence(recipe),
+        *_demo(recipe, tree),
         *_header(recipe),
         *_imports(recipe, tree),
         *_drivers(recipe, tree),
@@ -127,6 +129,28 @@ def _evidence(recipe: Recipe) -> Iterator[Problem]:
             "`uv run pytest tests/test_examples.py --update-examples` to fill them in"
         )
         yield Problem(recipe.path, len(recipe.source.splitlines()), message)
+
+
+def _demo(recipe: Recipe, tree: ast.Module) -> Iterator[Problem]:
+    """Who pastes the pattern must see which lines need what is not pasted."""
+    lines = recipe.source.splitlines()
+    end = lines.index(EVIDENCE) + 1
+    below = {n for node in tree.body if node.lineno > end for n in _defined(node)}
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.Name) or node.lineno > end:
+            continue
+        if node.id in below and "# demo" not in lines[node.lineno - 1]:
+            message = (
+                f"{node.id!r} is only there for the evidence: end it with `# demo`"
+            )
+            yield Problem(recipe.path, node.lineno, message)
+
+
+def _defined(node: ast.stmt) -> Iterator[str]:
+    if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+        yield node.name
+    elif isinstance(node, ast.Assign):
+        yield from (t.id for t in node.targets if isinstance(t, ast.Name))
 
 
 @cache

@@ -12,6 +12,7 @@ from recipes._cookbook.catalogue import RECIPES, ROOT, TOPICS, Problem, recipes
 SKILL = ROOT / "skills" / "fastapi-async-patterns"
 INDEX_START = "<!-- index: `recipes sync` writes what is between these lines -->"
 INDEX_END = "<!-- /index -->"
+INDEX_KEYWORDS = 3  # of each recipe: the first are the most telling
 
 _IGNORED = shutil.ignore_patterns("__pycache__", ".*")
 
@@ -43,11 +44,13 @@ def stale() -> list[Problem]:
 
 
 def index() -> str:
-    """The index by topic: what a reader wants to do, and the file to read."""
+    """The index by topic: the need, other words for it, and the file to read."""
     lines = []
     for topic, found in groupby(recipes(), key=lambda recipe: recipe.topic):
         lines.append(f"\n{TOPICS[topic]}:\n")
-        lines += [f"- {r.title}: `recipes/{r.name}.py`" for r in found]
+        for recipe in found:
+            words = ", ".join(recipe.keywords[:INDEX_KEYWORDS])
+            lines.append(f"- {recipe.title} ({words}): `recipes/{recipe.name}.py`")
     return "\n".join(lines).strip()
 
 
