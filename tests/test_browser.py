@@ -33,7 +33,7 @@ from recipes._cookbook.catalogue import Request as Try
 from recipes._cookbook.servers import Servers
 from tests.harness.site import built
 
-pytestmark = [pytest.mark.browser, pytest.mark.xdist_group("browser")]
+pytestmark = pytest.mark.browser
 
 CHROMIUM = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 MAC = Path("/Applications/Google Chrome.app/Contents/MacOS/Google Chrome")

@@ -19,7 +19,6 @@ from tests.harness.site import build, built
 each_recipe = pytest.mark.parametrize(
     "recipe_", recipes(), ids=lambda recipe: recipe.name
 )
-builds = pytest.mark.xdist_group("browser")  # shares the built site with the browser
 
 # What the recipes replace: the snippets of an earlier cookbook, by section.
 SNIPPETS = [
@@ -142,7 +141,6 @@ def markdown_pages() -> list[Path]:
     return list(pages.DOCS.rglob("*.md"))
 
 
-@builds
 def test_strict_build_passes(site: Path) -> None:
     for recipe in recipes():
         assert (site / f"recipes/{recipe.name}/index.html").exists()
@@ -151,7 +149,6 @@ def test_strict_build_passes(site: Path) -> None:
     assert "Add a recipe" in (site / "contributing/index.html").read_text("utf-8")
 
 
-@builds
 def test_nothing_is_loaded_from_another_host(site: Path) -> None:
     for path in site.rglob("*.html"):
         tags = Tags(path.read_text("utf-8")).found
@@ -175,7 +172,6 @@ def strip_comments(path: Path) -> str:
     return re.sub(r"^\s*//.*$|\s// .*$", "", text, flags=re.MULTILINE)
 
 
-@builds
 def test_search_finds_keywords_and_leaves_code_out(site: Path) -> None:
     index = json.loads((site / "search/search_index.json").read_text("utf-8"))
     found = {entry["location"]: entry for entry in index["docs"]}
@@ -191,7 +187,6 @@ def test_search_finds_keywords_and_leaves_code_out(site: Path) -> None:
         assert first_words.strip() in texts
 
 
-@builds
 def test_catalogue_links_what_exists(site: Path) -> None:
     text = (site / "catalogue/index.html").read_text("utf-8")
     linked = {a.get("href") for tag, a in Tags(text).found if tag == "a"}
@@ -228,7 +223,6 @@ def build_written(folder: Path) -> subprocess.CompletedProcess[str]:
     return build(folder / "site", config=folder / "mkdocs.yml")
 
 
-@builds
 def test_written_pages_are_the_same_site(written: Path, site: Path) -> None:
     done = build_written(written)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -239,7 +233,6 @@ def test_written_pages_are_the_same_site(written: Path, site: Path) -> None:
     assert files(written / "site") == files(site)
 
 
-@builds
 def test_broken_links_fail_the_build(written: Path) -> None:
     planted = {
         "recipes/no/such.md": "is not found among documentation files",
