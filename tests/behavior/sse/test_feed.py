@@ -2,14 +2,14 @@
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterable, AsyncIterator
 from contextlib import asynccontextmanager
 
 import httpx2
 import pytest
 
 from recipes.sse import feed
-from tests.behavior.sse import small_feed
+from tests.behavior.sse import naive_feed_heartbeat, small_feed
 from tests.conftest import Serve
 from tests.harness.server import Server
 
@@ -62,6 +62,44 @@ async def test_no_event_is_lost_between_the_headers_and_the_first_read(
             async with reading(client) as events:
                 await publish(client, str(number))
                 assert (await anext(events)).json() == str(number)
+
+
+async def first_line_when_idle(server: Server) -> str:
+    async with server.client() as client:
+        async with client.stream("GET", "/feed") as response:
+            async for line in response.aiter_lines():
+                return line
+    return ""
+
+
+@pytest.mark.defect("D58")
+async def test_an_idle_stream_is_kept_open_by_a_comment_that_no_client_sees(
+    serve: Serve,
+) -> None:
+    recipe = serve("tests.behavior.sse.pinging_feed")
+    naive = serve("tests.behavior.sse.naive_feed_heartbeat", strict=False)
+    assert await first_line_when_idle(recipe) == ": ping"
+    assert await first_line_when_idle(naive) == "event: heartbeat"
+
+
+async def cancellation_arrives(events: AsyncIterable[object]) -> bool:
+    """Whether a task that reads `events` is cancelled, not just finished."""
+
+    async def read() -> None:
+        async for _ in events:
+            pass
+
+    task = asyncio.create_task(read())
+    await asyncio.sleep(0)  # it has started and waits for an event
+    task.cancel()
+    await asyncio.wait([task])
+    return task.cancelled()
+
+
+@pytest.mark.defect("D57")
+async def test_a_cancelled_reader_is_cancelled() -> None:
+    assert await cancellation_arrives(feed.Feed().after(0))
+    assert not await cancellation_arrives(naive_feed_heartbeat.heartbeats())  # type: ignore[no-untyped-call]
 
 
 @pytest.mark.parametrize("unknown", ["0badcafe-7", "7", "-", "9" * 5000, "' OR 1=1"])
