@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import httpx2
+import psutil
 import pytest
 
 from recipes._cookbook import serve
@@ -46,14 +47,6 @@ def read_until_ready(process: "subprocess.Popen[str]") -> tuple[str, str]:
     pytest.fail(f"it ended: {printed}")
 
 
-def children(pid: int) -> list[int]:
-    listed = subprocess.run(
-        ["/bin/ps", "-o", "pid=", "--ppid", str(pid)],
-        check=False, capture_output=True, text=True,
-    )  # fmt: skip
-    return [int(word) for word in listed.stdout.split()]
-
-
 @pytest.fixture
 def folder() -> Iterator[Path]:
     with tempfile.TemporaryDirectory() as name:
@@ -75,14 +68,14 @@ def test_it_serves_and_a_signal_ends_it_with_all_its_servers(
         assert "Stream a live feed" in page.text
         live = httpx2.get(f"{url}live/status.json").json()["recipes"]
         assert live == {recipe.name: None for recipe in recipes()}
-        started = children(process.pid)
+        started = psutil.Process(process.pid).children()
         assert len(started) >= 3
         # An open stream, and a reader that does not leave, may not hold it up.
         with httpx2.stream("GET", f"{url}live/sse/feed/feed") as stream:
             assert stream.status_code == 200
             process.send_signal(number)
             assert process.wait(30) == status
-        assert [pid for pid in started if Path(f"/proc/{pid}").exists()] == []
+        assert [child for child in started if child.is_running()] == []
         assert "Traceback" not in process.stdout.read()  # type: ignore[union-attr]
     assert list(folder.iterdir()) == []
 
