@@ -159,8 +159,13 @@ async def test_calls_of_a_request_are_bounded(
     call.cancel()
 
 
+async def test_a_page_may_stand_alone(patient: Server) -> None:
+    page = (await ask(patient, "/page/anvil")).json()
+    assert (page["also"], page["gaps"]) == ({}, {})
+
+
 async def test_bad_requests_make_no_call(recipe: Server, upstream: Server) -> None:
-    for also in (["x"] * 51, ["a/../b"], ["x?admin=1"], [""], [".."], ["x" * 41], []):
+    for also in (["x"] * 51, ["a/../b"], ["x?admin=1"], [""], [".."], ["x" * 41]):
         assert (await ask(recipe, "/page/anvil", *also)).status_code == 422
     for sku in ("%2e%2e", "x%3Fa", "x%23", "x%0a", "..%2fseen"):
         assert (await ask(recipe, f"/page/{sku}", "rope")).status_code in (404, 422)
