@@ -3,12 +3,12 @@
 # dependencies = ["asyncpg>=0.31", "fastapi[standard]>=0.165",
 #   "sqlalchemy[asyncio]>=2.1"]
 # ///
-"""Commit before the answer with SQLAlchemy.
+"""Commit before the response is sent, with SQLAlchemy.
 
-One engine for the app; in the endpoint, one `async with sessions.begin()` for
-each unit of work. When the block ends, it commits (or rolls back after an exception)
-and returns the connection to the pool. Only then is the response sent: a failed commit
-is never a 200, and the next request reads what this one wrote.
+In the endpoint, each unit of work is one `async with transaction(request)`. When the
+block ends, it commits (or rolls back after an exception) and returns the connection to
+the pool. Only then is the response sent: a failed commit is never a 200, and the next
+request reads what this one wrote.
 
 **Use when** an endpoint writes to a database through SQLAlchemy. **Not when** you
 write the SQL yourself: a plain asyncpg pool is enough.
@@ -17,13 +17,14 @@ Gotchas:
 
 - A `get_db()` that commits after its `yield` does so after the response was sent. With
   `Depends(..., scope="function")` it is in time, but no endpoint can catch its error.
-- Without `expire_on_commit=False` the row cannot be read after its block:
-  `DetachedInstanceError`, or `MissingGreenlet` where the session is still open.
+- Without `expire_on_commit=False`, reading a row after its block raises
+  `DetachedInstanceError`; after a commit in an open session, `MissingGreenlet`.
+- Call nothing but the database in the block: it holds a connection, and any `OSError`
+  or timeout in it becomes the 503.
 - "connect() got an unexpected keyword argument 'sslmode'": for asyncpg it is `?ssl=`.
-- If the connection breaks during COMMIT, you cannot know whether it was done: make a
-  retry safe (here it gets 409). The three handlers catch timeouts of the whole app.
-- Not covered: migrations (`create_all` is for the demo), serialization failures, a
-  connection that breaks in a statement (500; the next request gets a new one).
+- If COMMIT loses its connection, it may be done or not: make retries safe (here 409).
+- A 500, but the next request gets a new connection: "sorry, too many clients already",
+  or a connection that breaks in a statement. Not covered: serialization failures.
 
 Try it:
 
@@ -41,8 +42,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Annotated
 
-from fastapi import Body, FastAPI, HTTPException, Path, Request, Response
-from fastapi.responses import JSONResponse
+from fastapi import FastAPI, HTTPException, Path, Request
 from pydantic import BaseModel, EmailStr
 from sqlalchemy import exc, func, make_url, select
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_async_engine
@@ -53,7 +53,7 @@ POOL_TIMEOUT = 2  # seconds to wait for a free connection
 COMMAND_TIMEOUT = 5  # seconds for a statement, and for a new connection
 NO_URL = "Set DATABASE_URL, such as postgresql://user:password@localhost/app"
 
-Sessions = async_sessionmaker[AsyncSession]
+MemberId = Annotated[int, Path(ge=1, le=2**31 - 1)]  # what INTEGER can hold
 
 
 class Base(DeclarativeBase): ...
@@ -66,13 +66,17 @@ class Member(Base):
     password_hash: Mapped[str | None]  # never in a response
 
 
+class NewMember(BaseModel):
+    email: EmailStr
+
+
 class PublicMember(BaseModel):
     id: int
     email: str
 
 
 @asynccontextmanager
-async def lifespan(_: FastAPI) -> AsyncIterator[dict[str, Sessions]]:
+async def lifespan(_: FastAPI) -> AsyncIterator[dict[str, object]]:
     if not (url := os.environ.get("DATABASE_URL")):
         raise RuntimeError(NO_URL)
     engine = create_async_engine(
@@ -81,50 +85,47 @@ async def lifespan(_: FastAPI) -> AsyncIterator[dict[str, Sessions]]:
         max_overflow=0,
         pool_timeout=POOL_TIMEOUT,
         pool_pre_ping=True,  # replaces connections that died, as after a restart
-        hide_parameters=True,  # a logged error shows no values
+        hide_parameters=True,  # from the log; PostgreSQL's DETAIL still shows the row
         connect_args={"timeout": COMMAND_TIMEOUT, "command_timeout": COMMAND_TIMEOUT},
     )
     try:
-        async with engine.begin() as connection:  # demo; one worker at a time
-            await connection.execute(select(func.pg_advisory_xact_lock(1)))
-            await connection.run_sync(Base.metadata.create_all)
+        async with engine.begin() as connection:  # demo: your migrations
+            await connection.execute(select(func.pg_advisory_xact_lock(1)))  # demo
+            await connection.run_sync(Base.metadata.create_all)  # demo
         yield {"sessions": async_sessionmaker(engine, expire_on_commit=False)}
     finally:
         await engine.dispose()
 
 
+@asynccontextmanager
+async def transaction(request: Request) -> AsyncIterator[AsyncSession]:
+    """Commit when the block ends; 503 while the database cannot be used."""
+    sessions: async_sessionmaker[AsyncSession] = request.state.sessions
+    try:
+        async with sessions.begin() as session:
+            yield session
+    except (exc.TimeoutError, OSError) as error:  # pool empty, or server slow or gone
+        logging.getLogger(__name__).warning("database: %r", error)
+        raise HTTPException(503, "Try again later", {"Retry-After": "2"}) from None
+
+
 app = FastAPI(lifespan=lifespan)
 
 
-@app.exception_handler(exc.TimeoutError)  # no connection is free
-@app.exception_handler(TimeoutError)  # the database is slow
-@app.exception_handler(ConnectionError)  # or gone
-async def unavailable(_: Request, error: Exception) -> JSONResponse:
-    logging.getLogger(__name__).warning("database: %r", error)
-    return JSONResponse({"detail": "Try again later"}, 503, {"Retry-After": "2"})
-
-
-Email = Annotated[EmailStr, Body(embed=True)]
-Id = Annotated[int, Path(ge=1, le=2**31 - 1)]  # what INTEGER can hold
-
-
 @app.post("/members", status_code=201, response_model=PublicMember)
-async def join(request: Request, response: Response, email: Email) -> Member:
-    sessions: Sessions = request.state.sessions
-    member = Member(email=email)
+async def create_member(request: Request, new: NewMember) -> Member:
+    member = Member(email=new.email)
     try:
-        async with sessions.begin() as session:
+        async with transaction(request) as session:
             session.add(member)
     except exc.IntegrityError:  # outside the block: it may come with the COMMIT
         raise HTTPException(409, "This email is taken") from None
-    response.headers["Location"] = f"members/{member.id}"  # relative: any prefix
     return member
 
 
 @app.get("/members/{member_id}", response_model=PublicMember)
-async def read(request: Request, member_id: Id) -> Member:
-    sessions: Sessions = request.state.sessions
-    async with sessions.begin() as session:
+async def get_member(request: Request, member_id: MemberId) -> Member:
+    async with transaction(request) as session:
         member = await session.get(Member, member_id)
     if member is None:
         raise HTTPException(404, "No such member")
@@ -139,11 +140,10 @@ def main() -> None:
         raise SystemExit(NO_URL)
     new = {"email": f"{os.urandom(8).hex()}@example.com"}
     with TestClient(app) as client:
-        answers = [client.post("/members", json=new) for _ in range(2)]
-        print([answer.status_code for answer in answers])
-        # > [201, 409]
-        print(list(client.get(answers[0].headers["Location"]).json()))
-        # > ['id', 'email']
+        created, again = (client.post("/members", json=new) for _ in range(2))
+        found = client.get(f"/members/{created.json()['id']}")
+        print(created.status_code, again.status_code, list(found.json()))
+        # > 201 409 ['id', 'email']
 
 
 if __name__ == "__main__":

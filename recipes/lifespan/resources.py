@@ -4,12 +4,12 @@
 # ///
 """Open resources in order and close them in reverse.
 
-Each is an async context manager, entered by the lifespan. When the second fails to
-open, the first is closed and uvicorn exits with status 3. A close that raises or
-hangs does not keep the others from closing.
+Each is an async context manager, as most clients are; the lifespan enters them with
+time limits. When the second fails to open, the first is closed and uvicorn exits with
+status 3. A close that raises or hangs does not keep the others from closing.
 
 **Use when** an app needs a pool, a client or a lease for as long as it lives.
-**Not when** each request needs its own: take a dependency with `yield`.
+**Not when** each request needs its own: use a dependency with `yield`.
 
 Gotchas:
 
@@ -20,8 +20,7 @@ Gotchas:
 - With `lifespan=`, `@app.on_event` handlers are silently ignored. A router's
   `lifespan=` runs; that of a mounted app does not.
 - `TestClient(app)` without `with` runs none: "'State' object has no attribute 'db'".
-- Pass clients as they are, `bounded("redis", Redis.from_url(url))`: they know how to
-  close. redis-py's `close()`: "Call to deprecated close. (Use aclose() instead)".
+- Starlette's `Request[State]` fails in FastAPI: "Invalid args for response field".
 - Each worker opens its own. SIGKILL closes nothing, so a real lease has an expiry.
 
 Try it:
@@ -39,7 +38,9 @@ import secrets
 import sqlite3
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from typing import TypedDict, TypeVar
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Generic, TypeVar
 
 from fastapi import FastAPI, Request
 
@@ -49,31 +50,37 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
-@asynccontextmanager
-async def bounded(
-    name: str, resource: AbstractAsyncContextManager[T]
-) -> AsyncIterator[T]:
-    """Limit how long `resource` takes to open and to close."""
-    try:
-        async with asyncio.timeout(OPEN_SECONDS):
-            opened = await resource.__aenter__()  # by hand: each half is limited
-    except Exception as error:
-        error.add_note(f"while opening {name}")
-        raise
-    logger.info("opened %s", name)
-    try:
-        yield opened
-    finally:
+@dataclass
+class TimeLimited(Generic[T]):
+    name: str
+    resource: AbstractAsyncContextManager[T]
+
+    async def __aenter__(self) -> T:
+        try:
+            async with asyncio.timeout(OPEN_SECONDS):
+                opened = await self.resource.__aenter__()
+        except Exception as error:
+            error.add_note(f"while opening {self.name}")
+            raise
+        logger.info("opened %s", self.name)
+        return opened
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         try:  # logged, not raised: that would hide why the app could not start
             async with asyncio.timeout(CLOSE_SECONDS):
-                await resource.__aexit__(None, None, None)
-            logger.info("closed %s", name)
+                await self.resource.__aexit__(kind, error, trace)
+            logger.info("closed %s", self.name)
         except Exception:
-            logger.exception("could not close %s", name)
+            logger.exception("could not close %s", self.name)
 
 
 @asynccontextmanager
-async def open_database(path: str) -> AsyncIterator[sqlite3.Connection]:
+async def open_database(path: str) -> AsyncIterator[sqlite3.Connection]:  # demo
     db = await asyncio.to_thread(
         sqlite3.connect, path, timeout=2, isolation_level=None, check_same_thread=False
     )
@@ -85,65 +92,53 @@ async def open_database(path: str) -> AsyncIterator[sqlite3.Connection]:
 
 
 @asynccontextmanager
-async def hold_lease(db: sqlite3.Connection) -> AsyncIterator[str]:
+async def hold_lease(db: sqlite3.Connection) -> AsyncIterator[str]:  # demo
     """A row that says: this worker lives. `db` must outlive it."""
-    worker = secrets.token_hex(4)
-    try:  # around the insert too: after a timeout its thread goes on
-        await asyncio.to_thread(db.execute, "INSERT INTO lease VALUES (?)", [worker])
-        yield worker
+    row = [secrets.token_hex(4)]
+    try:  # around the INSERT too: after a timeout its thread continues
+        await asyncio.to_thread(db.execute, "INSERT INTO lease VALUES (?)", row)
+        yield row[0]
     finally:
-        await asyncio.to_thread(
-            db.execute, "DELETE FROM lease WHERE worker=?", [worker]
-        )
-
-
-class State(TypedDict):
-    db: sqlite3.Connection
-    worker: str
+        await asyncio.to_thread(db.execute, "DELETE FROM lease WHERE worker=?", row)
 
 
 @asynccontextmanager
-async def lifespan(_: FastAPI) -> AsyncIterator[State]:
-    path = os.environ.get("LEASES_FILE", ":memory:")
+async def lifespan(_: FastAPI) -> AsyncIterator[dict[str, object]]:
+    path = os.environ.get("LEASES_FILE", ":memory:")  # demo
     async with (
-        bounded("database", open_database(path)) as db,
-        bounded("lease", hold_lease(db)) as worker,
+        TimeLimited("database", open_database(path)) as db,  # demo: your client
+        TimeLimited("lease", hold_lease(db)) as lease,  # demo: what needs it
     ):
-        yield {"db": db, "worker": worker}
+        yield {"db": db, "lease": lease}  # demo: `request.state` has these names
 
 
 app = FastAPI(lifespan=lifespan)
 
 
 @app.get("/leases")
-def leases(request: Request) -> dict[str, list[str]]:  # `def`: SQLite blocks
+def leases(request: Request) -> dict[str, list[str]]:  # demo; `def`: SQLite blocks
     db: sqlite3.Connection = request.state.db
     rows = db.execute("SELECT worker FROM lease LIMIT 100").fetchall()
-    return {"mine": [request.state.worker], "all": [worker for (worker,) in rows]}
+    return {"mine": [request.state.lease], "all": [lease for (lease,) in rows]}
 
 
 # --- evidence ---
 def main() -> None:
-    from contextlib import closing, suppress
+    from contextlib import suppress
     from io import StringIO
-    from tempfile import TemporaryDirectory
-    from unittest.mock import patch
+    from unittest.mock import Mock, patch
 
     from fastapi.testclient import TestClient
 
     logger.setLevel(logging.INFO)
-    with TemporaryDirectory() as folder:
-        broken = f"{folder}/broken"
-        with closing(sqlite3.connect(broken)) as db:
-            db.execute("CREATE TABLE lease (not_what, we_expect)")
-        for path in f"{folder}/leases", broken:
-            logger.addHandler(log := logging.StreamHandler(StringIO()))
-            here = patch.dict(os.environ, LEASES_FILE=path)
-            with here, suppress(sqlite3.OperationalError), TestClient(app):
-                pass
-            print(*log.stream.getvalue().splitlines(), sep=", ")
-            # > opened database, opened lease, closed lease, closed database
-            # > opened database, closed database
+    for token_hex in secrets.token_hex, Mock(side_effect=OSError("no lease today")):
+        logger.addHandler(log := logging.StreamHandler(StringIO()))
+        leasing = patch.object(secrets, "token_hex", token_hex)
+        with leasing, suppress(OSError), TestClient(app):
+            pass
+        print(*log.stream.getvalue().splitlines(), sep=", ")
+        # > opened database, opened lease, closed lease, closed database
+        # > opened database, closed database
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Commits after the answer: the client has its 200, whether the row exists or not."""
+"""Commits after the response was sent: a client gets its 200 when the commit fails."""
 
 import os
 from contextlib import asynccontextmanager

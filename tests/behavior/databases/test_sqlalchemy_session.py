@@ -1,16 +1,15 @@
 """databases/sqlalchemy_session: a 201 means that the row is there."""
 
 import asyncio
-import os
 import socket
-import subprocess
-import sys
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager, suppress
+from contextlib import ExitStack, asynccontextmanager, suppress
+from pathlib import Path
 from typing import Any, Literal, Self
-from urllib.parse import urljoin, urlsplit
+from urllib.parse import urlsplit
+from uuid import uuid4
 
 import asyncpg
 import httpx2
@@ -25,8 +24,10 @@ from sqlalchemy.orm.exc import DetachedInstanceError
 from recipes.databases import sqlalchemy_session
 from recipes.databases.sqlalchemy_session import NO_URL, POOL_SIZE
 from tests.conftest import Serve
-from tests.harness.server import Server
+from tests.harness.served import Options
+from tests.harness.server import Server, run_script
 
+RECIPE = "recipes.databases.sqlalchemy_session"
 DEFERRED = """
     ALTER TABLE members DROP CONSTRAINT members_email_key;
     ALTER TABLE members ADD UNIQUE (email) DEFERRABLE INITIALLY DEFERRED
@@ -38,6 +39,17 @@ HELD = """
         DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION held();
     SELECT pg_advisory_lock(42)
 """
+FRESH = """
+    DROP FUNCTION IF EXISTS held CASCADE;
+    ALTER TABLE members DROP CONSTRAINT members_email_key;
+    ALTER TABLE members ADD UNIQUE (email);
+    TRUNCATE members RESTART IDENTITY
+"""
+REFUSING = """
+    ALTER TABLE members RENAME TO everyone;
+    CREATE VIEW members AS SELECT * FROM everyone WHERE id < 0 WITH CHECK OPTION
+"""
+ALLOWING = "DROP VIEW members; ALTER TABLE everyone RENAME TO members"
 WAITING = "SELECT count(*) FROM pg_locks WHERE NOT granted"
 RELEASE = "SELECT pg_advisory_unlock(42)"
 ROWS = "SELECT count(*) FROM members"
@@ -45,6 +57,55 @@ OTHERS = """
     FROM pg_stat_activity
     WHERE datname = current_database() AND pid <> pg_backend_pid()
 """
+
+
+@pytest.fixture(scope="module")
+def servers(
+    postgres_url: str, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[dict[str, Server]]:
+    """Recipe and naive form, each with a database of its own, for most tests."""
+
+    def run(command: str) -> None:
+        asyncio.run(execute(postgres_url, command))
+
+    with ExitStack() as stack:
+        servers = {}
+        for name in "recipe", "naive":
+            database = f"{name}_{uuid4().hex}"
+            run(f"CREATE DATABASE {database}")
+            stack.callback(run, f"DROP DATABASE {database} WITH (FORCE)")
+            target = f"tests.behavior.databases.watched_sqlalchemy_session:{name}"
+            log = tmp_path_factory.mktemp(name) / "log"
+            env = {"DATABASE_URL": postgres_url.rpartition("/")[0] + f"/{database}"}
+            # The naive form's engine is made at import, next to the recipe.
+            options = Options(target, log, env, strict=name == "recipe")
+            servers[name] = Server(options)
+            stack.callback(servers[name].kill)
+        yield servers
+        troubles = servers["recipe"].stop()
+        assert not troubles, f"{troubles}\n{servers['recipe'].log}"
+
+
+@pytest.fixture
+def recipe(servers: dict[str, Server]) -> Server:
+    return fresh(servers["recipe"])
+
+
+@pytest.fixture
+def naive(servers: dict[str, Server]) -> Server:
+    return fresh(servers["naive"])
+
+
+def fresh(server: Server) -> Server:
+    """`server` with an empty table."""
+    asyncio.run(execute(server.options.env["DATABASE_URL"], FRESH))
+    return server
+
+
+async def execute(url: str, command: str) -> None:
+    connection = await asyncpg.connect(url)
+    await connection.execute(command)
+    await connection.close()
 
 
 @asynccontextmanager
@@ -120,23 +181,10 @@ async def test_the_answer_waits_for_the_commit(recipe: Server, naive: Server) ->
 
 
 @pytest.mark.defect("D9")
-def test_a_background_task_sees_the_row(
-    serve: Serve, new_database: Callable[[], str]
-) -> None:
-    def seen(name: str) -> None:
-        server = watched(serve, name, new_database())
+def test_a_background_task_sees_the_row(recipe: Server, naive: Server) -> None:
+    for server, rows in (recipe, 1), (naive, 0):
         httpx2.post(f"{server.url}/with-task", json={"email": "ada@example.com"})
-        rows = {"recipe": 1, "naive": 0}[name]
         server.wait_for_log(f"the task sees {rows} rows")
-
-    seen("recipe")
-    seen("naive")
-
-
-def watched(serve: Serve, name: str, url: str) -> Server:
-    target = f"tests.behavior.databases.watched_sqlalchemy_session:{name}"
-    # The naive form's engine is made at import, next to the recipe.
-    return serve(target, env={"DATABASE_URL": url}, strict=name == "recipe")
 
 
 @pytest.mark.defect("D10")
@@ -148,9 +196,8 @@ async def test_a_new_member_is_found_without_its_password_hash(
             created = await client.post("/members", json={"email": "ada@example.com"})
             await until(connection, ROWS)
             await connection.execute("UPDATE members SET password_hash = 'secret'")
-            location = created.headers.get("location", "members/1")
-            found = await client.get(urljoin(str(created.url), location))
-            return set(found.json())
+            assert created.is_success
+            return set((await client.get("/members/1")).json())
 
     assert await columns(recipe) == {"id", "email"}
     assert await columns(naive) == {"id", "email", "password_hash"}
@@ -214,10 +261,9 @@ async def test_without_a_free_connection_the_answer_is_try_again(
 
 
 async def test_readers_that_stall_hold_no_connection(
-    serve: Serve, new_database: Callable[[], str]
+    recipe: Server, naive: Server
 ) -> None:
-    async def beside_stalled_readers(name: str) -> int:
-        server = await asyncio.to_thread(watched, serve, name, await fresh())
+    async def beside_stalled_readers(server: Server) -> int:
         count = 15  # fills the pool of the naive form
         async with alone(server) as client:
             stalled = [
@@ -230,11 +276,8 @@ async def test_readers_that_stall_hold_no_connection(
             await asyncio.gather(*stalled)
             return status
 
-    async def fresh() -> str:
-        return await asyncio.to_thread(new_database)
-
-    assert await beside_stalled_readers("recipe") == 404
-    assert await beside_stalled_readers("naive") == 500
+    assert await beside_stalled_readers(recipe) == 404
+    assert await beside_stalled_readers(naive) == 500
 
 
 async def test_after_a_restart_of_the_database_nobody_gets_an_error(
@@ -250,6 +293,52 @@ async def test_after_a_restart_of_the_database_nobody_gets_an_error(
 
     assert await after_restart(recipe) == 200
     assert await after_restart(naive) == 500
+
+
+async def test_a_database_that_cannot_be_used_is_503(
+    recipe: Server, naive: Server
+) -> None:
+    out_of_reach = ["not found", "refused", "refused twice", "slow"]
+    reported = ["full", "starting"]
+
+    async def heard(server: Server) -> list[int]:
+        async with database(server) as connection, alone(server) as client:
+
+            async def read_with(fault: str) -> int:
+                await client.post("/break", params={"how": fault})
+                await connection.execute("SELECT pg_terminate_backend(pid)" + OTHERS)
+                await until(connection, "SELECT count(*)" + OTHERS, 0)
+                await read(client)  # from here on the pool is empty
+                return await read(client)
+
+            statuses = [await read_with(fault) for fault in out_of_reach + reported]
+            async with connection.transaction():
+                await connection.execute("LOCK TABLE members")
+                statuses.append(await read_with("hanging"))
+            statuses.append(await read_with("nothing"))
+            return statuses
+
+    async with alone(recipe) as client:
+        assert (await client.get("/elsewhere")).status_code == 500  # not the database's
+    assert await heard(recipe) == [503] * 4 + [500] * 2 + [503, 404]
+    assert await heard(naive) == [500] * 7 + [200]
+
+
+async def test_a_logged_error_hides_parameters_but_no_detail(
+    recipe: Server, naive: Server
+) -> None:
+    async def logged(server: Server) -> str:
+        """After an error that is no IntegrityError and has a DETAIL."""
+        async with database(server) as connection, alone(server) as client:
+            await connection.execute(REFUSING)
+            await join(client, "secret@example.com")
+            detail = "DETAIL:  Failing row contains (1, secret@example.com"
+            log = await asyncio.to_thread(server.wait_for_log, detail)
+            await connection.execute(ALLOWING)
+            return log
+
+    assert "[parameters: ('secret@example.com'" not in await logged(recipe)
+    assert "[parameters: ('secret@example.com'" in await logged(naive)
 
 
 async def test_a_connection_lost_in_a_statement_is_replaced(recipe: Server) -> None:
@@ -294,6 +383,14 @@ async def test_with_expire_on_commit_a_row_cannot_be_read_after_its_block(
             assert member.email
     with pytest.raises(DetachedInstanceError):
         assert member.email
+    await engine.dispose()
+
+
+async def test_asyncpg_does_not_know_sslmode(new_database: Callable[[], str]) -> None:
+    url = make_url(await asyncio.to_thread(new_database) + "?sslmode=require")
+    engine = create_async_engine(url.set(drivername="postgresql+asyncpg"))
+    with pytest.raises(TypeError, match="unexpected keyword argument 'sslmode'"):
+        await engine.connect()
     await engine.dispose()
 
 
@@ -346,9 +443,7 @@ async def test_a_database_that_is_gone_is_503_until_it_is_back(
     url = await asyncio.to_thread(new_database)
     async with Proxy(url) as proxy:
         env = {"DATABASE_URL": proxy.url}
-        server = await asyncio.to_thread(
-            lambda: serve("recipes.databases.sqlalchemy_session", env=env)
-        )
+        server = await asyncio.to_thread(lambda: serve(RECIPE, env=env))
         async with alone(server) as client:
             assert await join(client) == 201
             await proxy.cut()
@@ -371,7 +466,11 @@ async def test_a_client_that_leaves_does_not_stop_its_commit(recipe: Server) -> 
         assert await join(client) == 409
 
 
-async def test_a_transaction_in_flight_at_sigterm_is_finished(recipe: Server) -> None:
+async def test_a_transaction_in_flight_at_sigterm_is_finished(
+    serve: Serve, new_database: Callable[[], str]
+) -> None:
+    env = {"DATABASE_URL": await asyncio.to_thread(new_database)}
+    recipe = await asyncio.to_thread(lambda: serve(RECIPE, env=env))
     async with database(recipe) as connection, alone(recipe) as client:
         await connection.execute(HELD)
         answer = asyncio.create_task(join(client))
@@ -391,7 +490,7 @@ async def test_a_statement_that_hangs_does_not_hold_up_a_stop(
     env = {"DATABASE_URL": await asyncio.to_thread(new_database)}
     server = await asyncio.to_thread(
         lambda: serve(
-            "recipes.databases.sqlalchemy_session",
+            RECIPE,
             env=env,
             strict=False,
             timeout_graceful_shutdown=1,
@@ -416,20 +515,18 @@ def test_workers_start_at_once_and_any_usual_url_will_do(
     url = new_database().removeprefix("postgresql")
 
     def start(scheme: str) -> int:
-        target = "recipes.databases.sqlalchemy_session"
+        target = RECIPE
         server = serve(target, env={"DATABASE_URL": scheme + url})
         return httpx2.get(f"{server.url}/members/1").status_code
 
     with ThreadPoolExecutor() as threads:
-        schemes = ["postgres", "postgresql", "postgresql+asyncpg"]
-        assert list(threads.map(start, schemes)) == [404, 404, 404]
+        schemes = ["postgres", "postgresql+asyncpg"]
+        assert list(threads.map(start, schemes)) == [404, 404]
 
 
-def test_without_a_url_one_line_says_what_to_set(serve: Serve) -> None:
-    assert sqlalchemy_session.__file__
-    env = {name: value for name, value in os.environ.items() if name != "DATABASE_URL"}
-    script = [sys.executable, sqlalchemy_session.__file__]
-    run = subprocess.run(script, env=env, capture_output=True, text=True, check=False)
-    assert (run.returncode, run.stderr) == (1, f"{NO_URL}\n")
+def test_without_a_url_one_line_says_what_to_set(serve: Serve, tmp_path: Path) -> None:
+    no_url = {"DATABASE_URL": ""}
+    path = Path(sqlalchemy_session.__file__)
+    assert run_script(path, tmp_path, no_url) == (1, f"{NO_URL}\n")
     with pytest.raises(RuntimeError, match=NO_URL):
-        serve("recipes.databases.sqlalchemy_session", env={"DATABASE_URL": ""})
+        serve(RECIPE, env=no_url)

@@ -3,7 +3,7 @@
 Recipe and naive form reach their database through `asyncio.to_thread`. Each such call
 is logged by what it does (connect, CREATE, INSERT, DELETE, close), and may `raise`,
 `hang` or `block` its thread until the file GATE exists, as in `INSERT:block`.
-A limit is short only for what hangs or blocks.
+A limit is short only for what hangs or blocks, or waits for a lock of the database.
 """
 
 import asyncio
@@ -37,6 +37,8 @@ async def _to_thread(
     step = args[0].split()[0] if name == "execute" else name
     if step not in STEPS:
         return await _really(function, *args, **options)
+    if "timeout" in options:
+        options["timeout"] = SHORT
     print(f"step: {step}", flush=True)  # noqa: T201 - the test reads it
     match _faults.get(step):
         case "raise":

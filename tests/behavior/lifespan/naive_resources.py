@@ -1,4 +1,4 @@
-"""One resource that fails to open or to close leaves the other open."""
+"""One that fails to open or to close leaves the other open; the order is wrong, too."""
 
 import asyncio
 import os

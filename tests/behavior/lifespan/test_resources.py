@@ -17,11 +17,11 @@ from typing import Protocol, Self
 import httpx2
 import pytest
 from fastapi import APIRouter, FastAPI, Request
+from fastapi.exceptions import FastAPIError
 from fastapi.testclient import TestClient
 
 from recipes._cookbook.catalogue import ROOT
 from recipes.lifespan import resources
-from tests.conftest import Serve
 from tests.harness import served
 from tests.harness.served import Options
 from tests.harness.server import Server
@@ -250,17 +250,18 @@ def test_each_worker_has_a_lifespan_of_its_own(tmp_path: Path) -> None:
     assert rows(path) == []
 
 
-async def test_a_crash_gives_no_lease_back(serve: Serve, tmp_path: Path) -> None:
+def test_a_crash_gives_no_lease_back(run: Run, tmp_path: Path) -> None:
     path = tmp_path / "leases"
-    server = serve(RECIPE, env={"LEASES_FILE": str(path)})
-    server.kill()
+    recipe = run(RECIPE, LEASES_FILE=str(path))
+    recipe.wait_for("Application startup complete")
+    recipe.kill()
     assert len(rows(path)) == 1
 
 
 async def test_many_at_once(recipe: Server) -> None:
     limits = httpx2.Limits(max_connections=50)
     async with recipe.client(limits=limits) as client:
-        answers = await asyncio.gather(*(client.get("/leases") for _ in range(300)))
+        answers = await asyncio.gather(*(client.get("/leases") for _ in range(100)))
     for answer in answers:
         assert answer.json()["mine"] == answer.json()["all"]
 
@@ -296,7 +297,7 @@ class Client:
 
 @pytest.mark.defect("D84")
 async def test_a_client_is_closed_the_way_it_wants() -> None:
-    async with resources.bounded("client", Client()) as client:
+    async with resources.TimeLimited("client", Client()) as client:
         assert client.closed_by is None
     assert client.closed_by == "aclose"
     with pytest.raises(DeprecationWarning, match="Use aclose"):
@@ -306,9 +307,43 @@ async def test_a_client_is_closed_the_way_it_wants() -> None:
 async def test_an_error_of_the_app_passes_through_and_all_is_closed() -> None:
     client = Client()
     with pytest.raises(RuntimeError, match="the app"):
-        async with resources.bounded("client", client):
+        async with resources.TimeLimited("client", client):
             raise RuntimeError("the app")
     assert client.closed_by == "aclose"
+
+
+async def test_a_resource_is_told_of_the_error_for_which_it_closes() -> None:
+    ends: list[str] = []
+
+    @asynccontextmanager
+    async def begin() -> AsyncIterator[None]:
+        try:
+            yield
+        except OSError:
+            ends.append("rolled back")
+            raise
+        ends.append("committed")
+
+    @asynccontextmanager
+    async def cannot_open() -> AsyncIterator[None]:
+        raise OSError("no second")
+        yield
+
+    first = resources.TimeLimited("first", begin())
+    with pytest.raises(OSError, match="no second"):
+        async with first, resources.TimeLimited("second", cannot_open()):
+            pytest.fail("the second is open")
+    async with resources.TimeLimited("first", begin()):
+        pass
+    assert ends == ["rolled back", "committed"]
+
+
+def test_fastapi_does_not_take_a_request_with_a_state_type() -> None:
+    async def endpoint(request: Request[dict[str, object]]) -> None:
+        """As Starlette's documentation writes it."""
+
+    with pytest.raises(FastAPIError, match="Invalid args for response field"):
+        FastAPI().get("/")(endpoint)
 
 
 @pytest.mark.defect("D90", "D91")
@@ -340,7 +375,7 @@ def test_a_routers_lifespan_runs_and_a_mounted_apps_does_not() -> None:
     @router.get("/both")
     @mounted.get("/both")
     async def both(request: Request) -> list[bool]:
-        return [hasattr(request.state, name) for name in ("worker", "cache")]
+        return [hasattr(request.state, name) for name in ("lease", "cache")]
 
     app.include_router(router, prefix="/router")
     with TestClient(app) as client:
