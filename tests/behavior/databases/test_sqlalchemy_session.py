@@ -50,7 +50,10 @@ REFUSING = """
     CREATE VIEW members AS SELECT * FROM everyone WHERE id < 0 WITH CHECK OPTION
 """
 ALLOWING = "DROP VIEW members; ALTER TABLE everyone RENAME TO members"
-WAITING = "SELECT count(*) FROM pg_locks WHERE NOT granted"
+WAITING = """
+    SELECT count(*) FROM pg_locks JOIN pg_database ON pg_database.oid = database
+    WHERE NOT granted AND datname = current_database()
+"""
 RELEASE = "SELECT pg_advisory_unlock(42)"
 ROWS = "SELECT count(*) FROM members"
 OTHERS = """
