@@ -1,4 +1,4 @@
-"""A client per call connects anew each time, a global one outlives the app, and both pass an upstream's error on as a 200."""
+"""A client per call opens a connection each time, a global one is never closed and breaks in the app's second life, and both return the service's error as a 200."""
 
 import os
 

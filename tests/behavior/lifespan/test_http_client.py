@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import gc
 import gzip
-import os
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -20,6 +19,8 @@ from tests.harness.server import Server
 
 NAIVE = "tests.behavior.lifespan.naive_http_client"
 RECIPE = "recipes.lifespan.http_client"
+PAYING = "tests.behavior.lifespan.paying_http_client"
+QUICK = "tests.behavior.lifespan.quick_http_client"
 PATIENT = "tests.behavior.lifespan.patient_http_client"
 UPSTREAM = "tests.behavior.lifespan.upstream_http_client"
 GOOD = b'{"sku": "anvil", "units": 3}'
@@ -92,58 +93,65 @@ def http(body: bytes, *headers: str, status: str = "200 OK") -> bytes:
     return "\r\n".join([*lines, "", ""]).encode() + body
 
 
-@pytest.mark.defect("D4", "D97")
-async def test_an_upstream_error_is_not_a_success(
+@pytest.mark.defect("D4", "D6", "D97")
+async def test_what_is_wrong_upstream_is_neither_a_success_nor_our_500(
     patient: Server, naive: Server
 ) -> None:
     async with patient.client() as good, naive.client() as bad:
-        answer = await good.get("/stock/broken")
-        assert answer.status_code == 502
-        assert answer.json() == {"detail": "No usable answer"}
+        for sku in ("broken", "text", "list", "words", "nothing", "moved"):
+            answer = await good.get(f"/stock/{sku}")
+            assert answer.status_code == 502
+            assert answer.json() == {"detail": "No usable answer"}
         for path in ("/stock/broken", "/shared/stock/broken"):
             answer = await bad.get(path)
             assert answer.status_code == 200
             assert "secret" in answer.text
+        assert (await bad.get("/stock/text")).status_code == 500
+        answer = await good.get("/stock/missing")
+        assert (answer.status_code, answer.json()) == (404, {"detail": "No such item"})
+        assert (await good.get("/stock/anvil")).json() == {"sku": "anvil", "units": 3}
 
 
 @pytest.mark.defect("D5")
-async def test_all_requests_share_one_connection(
+async def test_all_requests_share_one_connection_but_no_cookies(
     patient: Server, naive: Server, upstream: Server
 ) -> None:
     async def connections(server: Server) -> int:
         before = (await seen(upstream))["connections"]
-        for sku in ("anvil", "missing", "broken", "words", "moved") * 2:
+        for sku in ("anvil", "missing", "broken", "words", "moved"):
             async with server.client() as client:  # uvicorn hangs up after a 500
                 await client.get(f"/stock/{sku}")
         return int((await seen(upstream))["connections"] - before)
 
+    async def cookies(server: Server, prefix: str) -> list[str]:
+        async with server.client() as client:
+            for sku in ("alice", "bob"):
+                assert (await client.get(f"{prefix}/stock/{sku}")).is_success
+        found: list[str] = (await seen(upstream))["cookies"][-2:]
+        return found
+
     assert await connections(patient) == 1
-    assert await connections(naive) == 10
+    assert await connections(naive) == 5
+    assert await cookies(patient, "") == ["", ""]
+    assert await cookies(naive, "/shared") == ["", "user=alice"]
 
 
 @pytest.mark.defect("D6")
-async def test_what_is_wrong_upstream_is_not_our_500(
-    patient: Server, naive: Server
+async def test_an_upstream_that_hangs_is_a_504_and_does_not_hold_up_a_stop(
+    recipe: Server, naive: Server, upstream: Server
 ) -> None:
-    async with patient.client() as good, naive.client() as bad:
-        for sku in ("text", "list", "words", "nothing", "moved"):
-            answer = await good.get(f"/stock/{sku}")
-            assert answer.status_code == 502
-            assert "secret" not in answer.text
-        assert (await bad.get("/stock/text")).status_code == 500
-        assert (await good.get("/stock/missing")).status_code == 404
-        assert (await good.get("/stock/anvil")).json() == {"sku": "anvil", "units": 3}
-
-
-@pytest.mark.defect("D6")
-async def test_an_upstream_that_hangs_is_a_504(recipe: Server, naive: Server) -> None:
     async with recipe.client() as good, naive.client() as bad:
-        ours, theirs = await asyncio.gather(
-            good.get("/stock/slow"), bad.get("/stock/slow")
-        )
-        assert (ours.status_code, ours.json()) == (504, {"detail": "No answer in time"})
-        assert theirs.status_code == 500
-        await asyncio.to_thread(naive.wait_for_log, "ReadTimeout")
+        ours = asyncio.create_task(good.get("/stock/slow"))
+        await wait_for(upstream, "/stock/slow")
+        theirs = asyncio.create_task(bad.get("/stock/slow"))
+        await wait_for(upstream, "/stock/slow", 2)
+        recipe.terminate()
+        answer = await ours
+        assert answer.status_code == 504
+        assert answer.json() == {"detail": "No answer in time"}
+        assert await asyncio.to_thread(recipe.wait) == -15
+        upstream.kill()
+        assert (await theirs).status_code == 500
 
 
 @pytest.mark.defect("D95")
@@ -187,7 +195,7 @@ async def test_a_drip_does_not_outlast_the_deadline(serve: Serve) -> None:
             await asyncio.sleep(0.1)
 
     async with raw(drip) as url:
-        good = serve(RECIPE, env={"STOCK_URL": url})
+        good = serve(QUICK, env={"STOCK_URL": url})
         bad = serve(NAIVE, env={"STOCK_URL": url}, strict=False)
         async with good.client() as client, bad.client() as patient:
             still_waiting = asyncio.create_task(patient.get("/stock/anvil"))
@@ -198,33 +206,31 @@ async def test_a_drip_does_not_outlast_the_deadline(serve: Serve) -> None:
         bad.kill()
 
 
-@pytest.mark.parametrize("zipped", [False, True])
-async def test_a_body_is_read_to_its_limit_and_no_further(
-    serve: Serve, *, zipped: bool
-) -> None:
+async def test_a_body_is_read_to_its_limit_and_no_further(serve: Serve) -> None:
+    bomb = gzip.compress(GOOD + b" " * (20 << 20))
+    zipped = [http(bomb, "Content-Encoding: gzip")]
+    endless = [http(b"", "Transfer-Encoding: chunked"), b"10000\r\n%065536d\r\n" % 0]
+    body = zipped
     cut_off = asyncio.Event()
-    chunks = [gzip.compress(GOOD + b" " * (40 << 20))] if zipped else [b" " * 65536]
-    headers = ["Content-Encoding: gzip"] if zipped else []
 
-    async def endless(writer: asyncio.StreamWriter) -> None:
-        writer.write(http(b"", "Transfer-Encoding: chunked", *headers))
-        try:
-            while True:
-                for chunk in chunks:
-                    writer.write(b"%x\r\n%s\r\n" % (len(chunk), chunk))
-                    await writer.drain()
-                if zipped:
-                    await asyncio.Event().wait()
-        finally:
-            cut_off.set()
+    async def answer(writer: asyncio.StreamWriter) -> None:
+        writer.write(body[0])
+        while body is endless:
+            try:
+                writer.write(body[1])
+                await writer.drain()
+            except ConnectionError:
+                cut_off.set()
+                raise
 
-    async with raw(endless) as url:
+    async with raw(answer) as url:
         server = serve(PATIENT, env={"STOCK_URL": url})
         async with server.client() as client:
-            assert (await client.get("/stock/anvil")).status_code == 502
-            assert "too long" in server.log
-            if not zipped:
-                await cut_off.wait()
+            for one in (zipped, endless):
+                body = one
+                assert (await client.get("/stock/anvil")).status_code == 502
+            assert server.log.count("too long") == 2
+            await cut_off.wait()
 
 
 HOSTILE = {
@@ -267,6 +273,11 @@ async def test_no_answer_however_odd_is_more_than_a_502(serve: Serve) -> None:
                 assert response.json() == {"detail": "No usable answer"}
             odd = http(GOOD)
             assert (await client.get("/stock/anvil")).status_code == 200
+    async with server.client() as client:  # and nobody listens any more
+        response = await client.get("/stock/anvil")
+        assert response.status_code == 502
+        assert response.json() == {"detail": "No usable answer"}
+        assert "ConnectError" in server.log
 
 
 async def test_a_caller_cannot_choose_another_path(
@@ -292,59 +303,49 @@ async def test_a_caller_cannot_choose_another_path(
         assert (await seen(upstream))["targets"] == [*reached.values()]
 
 
-async def test_cookies_of_one_caller_do_not_reach_the_next(
-    patient: Server, naive: Server, upstream: Server
-) -> None:
-    async def cookies(server: Server, prefix: str) -> list[str]:
-        async with server.client() as client:
-            for sku in ("alice", "bob"):
-                assert (await client.get(f"{prefix}/stock/{sku}")).is_success
-        found: list[str] = (await seen(upstream))["cookies"][-2:]
-        return found
-
-    assert await cookies(patient, "") == ["", ""]
-    assert await cookies(naive, "/shared") == ["", "user=alice"]
-
-
 async def test_a_full_pool_is_a_503_and_recovers(
     patient: Server, upstream: Server
 ) -> None:
-    async with patient.client() as client:
+    async with patient.client() as client, upstream.client() as control:
 
-        async def fill() -> list[asyncio.Task[httpx2.Response]]:
-            before = (await seen(upstream))["targets"].count("/stock/slow")
+        async def fill(times: int) -> list[asyncio.Task[httpx2.Response]]:
             calls = [asyncio.create_task(client.get("/stock/slow")) for _ in range(2)]
-            await wait_for(upstream, "/stock/slow", before + 2)
+            await wait_for(upstream, "/stock/slow", times)
             return calls
 
-        calls = await fill()
+        calls = await fill(2)
         answer = await client.get("/stock/anvil")
         assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
-        assert {call.status_code for call in await asyncio.gather(*calls)} == {504}
+        await control.post("/release")
+        assert {call.status_code for call in await asyncio.gather(*calls)} == {200}
         assert (await client.get("/stock/anvil")).status_code == 200
-        calls = await fill()  # both connections are there again
+
+
+async def test_calls_that_time_out_free_their_connections(
+    serve: Serve, upstream: Server
+) -> None:
+    server = serve(QUICK, env={"STOCK_URL": upstream.url})
+    async with server.client() as client:
+        for times in (2, 4):  # with two connections
+            calls = [client.get("/stock/slow") for _ in range(2)]
+            answers = await asyncio.gather(*calls)
+            assert {answer.status_code for answer in answers} == {504}
+            await wait_for(upstream, "/stock/slow", times)
         upstream.kill()
-        assert {call.status_code for call in await asyncio.gather(*calls)} == {502}
+        assert (await client.get("/stock/anvil")).status_code == 502
 
 
-async def test_an_upstream_that_is_down_is_a_502_that_names_no_address(
+async def test_a_stale_connection_is_replaced_and_a_lost_call_is_not_repeated(
     serve: Serve,
 ) -> None:
-    async with raw(lambda _: asyncio.sleep(0)) as url:
-        pass
-    server = serve(PATIENT, env={"STOCK_URL": url})
-    async with server.client() as client:
-        answer = await client.get("/stock/anvil")
-        assert answer.status_code == 502
-        assert answer.json() == {"detail": "No usable answer"}
-        assert "ConnectError" in server.log
-
-
-async def test_a_connection_that_went_stale_is_replaced(serve: Serve) -> None:
+    arrived = 0
+    text = http(GOOD)
     closed = asyncio.Event()
 
     async def answer(writer: asyncio.StreamWriter) -> None:
-        writer.write(http(GOOD))
+        nonlocal arrived
+        arrived += 1
+        writer.write(text)
         await writer.drain()
         writer.close()
         await writer.wait_closed()
@@ -353,41 +354,36 @@ async def test_a_connection_that_went_stale_is_replaced(serve: Serve) -> None:
     async with raw(answer) as url:
         server = serve(PATIENT, env={"STOCK_URL": url})
         async with server.client() as client:
-            for _ in range(5):
+            for _ in range(3):
                 assert (await client.get("/stock/anvil")).status_code == 200
                 await closed.wait()
                 closed.clear()
-
-
-async def test_a_call_that_may_have_arrived_is_not_repeated(serve: Serve) -> None:
-    arrived = 0
-
-    async def hang_up(writer: asyncio.StreamWriter) -> None:
-        nonlocal arrived
-        arrived += 1
-        writer.close()
-
-    async with raw(hang_up) as url:
-        server = serve(PATIENT, env={"STOCK_URL": url})
-        async with server.client() as client:
+            text = b""
             assert (await client.get("/stock/anvil")).status_code == 502
-            assert arrived == 1
+            assert arrived == 4
             assert "Server disconnected without sending a response." in server.log
 
 
-async def test_a_stop_waits_for_the_call_and_the_call_is_bounded(
-    recipe: Server, upstream: Server
+async def test_a_post_is_not_done_twice_with_an_idempotency_key(
+    serve: Serve, upstream: Server
 ) -> None:
-    async with recipe.client() as client:
-        call = asyncio.create_task(client.get("/stock/slow"))
-        await wait_for(upstream, "/stock/slow")
-        recipe.terminate()
-        assert (await call).status_code == 504
-        assert await asyncio.to_thread(recipe.wait) == -15
+    """A 504 leaves open whether it was; the caller names the errors it passes on."""
+    server = serve(PAYING, env={"STOCK_URL": upstream.url})
+    async with server.client() as client, upstream.client() as control:
+        for _ in range(2):
+            calls = [client.post("/pay/7", headers=key) for key in ({"key": "a"}, {})]
+            answers = await asyncio.gather(*calls)
+            assert {answer.status_code for answer in answers} == {504}
+        assert (await seen(upstream))["charges"] == [7, 7, 7]  # "a", and one each
+        await control.post("/release")
+        answer = await client.post("/pay/7", headers={"key": "a"})
+        assert (answer.status_code, answer.json()) == (200, {"order": 7})
+        assert len((await seen(upstream))["charges"]) == 3
+        answer = await client.post("/pay/13")
+        assert (answer.status_code, answer.json()) == (402, {"detail": "Card declined"})
 
 
 async def test_without_a_url_a_stand_in_answers(serve: Serve) -> None:
-    assert "STOCK_URL" not in os.environ
     async with serve(RECIPE).client() as client:
         assert (await client.get("/stock/anvil")).json() == {"sku": "anvil", "units": 3}
         assert (await client.get("/stock/nothing")).status_code == 404
