@@ -4,24 +4,20 @@
 # ///
 """Call many services at once, keep what arrived, cancel the rest.
 
-A `TaskGroup` owns the calls, one `asyncio.timeout` around it bounds them all. A
-call that fails becomes an entry in `gaps`; if the essential one fails, the request
-fails and the other calls are cancelled. No call outlives the response.
+A `TaskGroup` owns the calls, one `asyncio.timeout` around it limits them all. A
+call that fails becomes an entry in `gaps`. If the essential one fails, the request
+fails and the other calls are cancelled; with `gather` they would outlive the response.
 
-**Use when** most of an answer is better than none. **Not when** one call is
+**Use when** an incomplete response is better than none. **Not when** one call is
 enough: lifespan/http_client.
 
 Gotchas:
 
 - An `HTTPException` raised in a task arrives as "ExceptionGroup: unhandled errors in
   a TaskGroup (1 sub-exception)": catch it with `except*`, not `except`.
-- `gather` raises the first failure, and the other calls run on. With
-  `return_exceptions=True` it returns even a `CancelledError` as a result.
-- Put the timeout around the group: inside it, the timeout does not bound the tasks.
 - The service may still finish a cancelled call: fan out reads, not writes.
 - `SLOTS` is per request: ten slow requests take all 100 connections of the client.
-- A partial answer is a 200: tell caches not to keep it.
-- Not covered: repeating calls, services at several addresses.
+- Not covered: retries, services at several addresses.
 
 Try it:
 
@@ -42,7 +38,7 @@ from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import Annotated
 
 import httpx2
-from fastapi import FastAPI, HTTPException, Query, Request
+from fastapi import FastAPI, HTTPException, Query, Request, Response
 from pydantic import BaseModel, StringConstraints
 
 DEADLINE = 2  # seconds for all calls of a request together
@@ -66,11 +62,11 @@ class Page(BaseModel):
 async def fetch(client: httpx2.AsyncClient, sku: str) -> Product:
     try:
         async with client.stream("GET", f"/products/{sku}") as response:
-            body = b""  # an error's too: left unread, it costs the connection
+            body = b""  # read an error's body too, or its connection is closed
             async for chunk in response.aiter_bytes():
                 body += chunk
                 if len(body) > MAX_BYTES:
-                    raise ValueError("too long")  # noqa: TRY301 - mapped below
+                    raise ValueError("too long")
         if response.status_code == 404:
             raise HTTPException(404, "No such item")
         response.raise_for_status()  # for a redirect too
@@ -82,9 +78,9 @@ async def fetch(client: httpx2.AsyncClient, sku: str) -> Product:
 
 @asynccontextmanager
 async def lifespan(_: FastAPI) -> AsyncIterator[dict[str, httpx2.AsyncClient]]:
+    os.environ.setdefault("SHOP_URL", "http://stand-in")  # demo
     async with httpx2.AsyncClient(
-        # In your app: base_url=os.environ["SHOP_URL"], and delete both demo lines.
-        base_url=os.environ.get("SHOP_URL", "http://stand-in"),  # demo
+        base_url=os.environ["SHOP_URL"],
         mounts={"http://stand-in": httpx2.ASGITransport(app=stand_in)},  # demo
         cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),  # keeps none
     ) as client:
@@ -97,29 +93,33 @@ Also = Annotated[list[Sku], Query(max_length=50, default_factory=list)]
 
 
 @app.get("/page/{sku}")
-async def page(request: Request, sku: Sku, also: Also) -> Page:
+async def page(request: Request, response: Response, sku: Sku, also: Also) -> Page:
+    client: httpx2.AsyncClient = request.state.client
     slots = asyncio.Semaphore(SLOTS)
-    found: dict[str, Product] = {}
-    gaps = dict.fromkeys(also, "No answer in time")  # replaced or deleted below
+    # A product, or why there is none; in the order of the request, each once.
+    others: dict[str, Product | str] = dict.fromkeys(also, "No answer in time")
 
     async def add(sku: str) -> None:
         try:
             async with slots:
-                found[sku] = await fetch(request.state.client, sku)
-            del gaps[sku]
+                others[sku] = await fetch(client, sku)
         except HTTPException as failure:
-            gaps[sku] = failure.detail
+            others[sku] = failure.detail
 
     try:
         async with asyncio.timeout(DEADLINE), asyncio.TaskGroup() as calls:
             # Essential: its failure leaves the task, so the group cancels the others.
-            product = calls.create_task(fetch(request.state.client, sku))
-            for other in list(gaps):
+            product = calls.create_task(fetch(client, sku))
+            for other in others:
                 calls.create_task(add(other))
     except* (TimeoutError, HTTPException):
-        pass  # what is missing has a gap; the product follows
+        pass  # of the others, what is missing says why; the product follows
     if product.cancelled():  # its result() would raise CancelledError here
         raise HTTPException(504, "No answer in time")
+    found = {sku: one for sku, one in others.items() if isinstance(one, Product)}
+    gaps = {sku: why for sku, why in others.items() if isinstance(why, str)}
+    if gaps:
+        response.headers["Cache-Control"] = "no-store"
     return Page(product=product.result(), also=found, gaps=gaps)
 
 
@@ -139,8 +139,8 @@ def main() -> None:
     from fastapi.testclient import TestClient
 
     with TestClient(app) as client:
-        answer = client.get("/page/anvil?also=rope&also=broken&also=slow").json()
-        print([*answer["also"]], answer["gaps"])
+        page = client.get("/page/anvil?also=rope&also=broken&also=slow").json()
+        print([*page["also"]], page["gaps"])
         # > ['rope'] {'broken': 'No usable answer', 'slow': 'No answer in time'}
         print(client.get("/page/broken?also=slow").json())
         # > {'detail': 'No usable answer'}

@@ -1,4 +1,4 @@
-"""One dropped connection loses every answer and leaves the other calls running; an error page passes for a product."""
+"""One dropped connection loses every result and leaves the other calls running; an error page passes for a product."""
 
 import asyncio
 import os
@@ -18,11 +18,11 @@ async def fetch_all(client: httpx2.AsyncClient, skus: list[str]):
 
 
 @app.get("/page/{sku}")
-async def page(sku: str, also: list[str] = Query()):
+async def page(sku: str, also: list[str] = Query([])):
     async with httpx2.AsyncClient() as client:
         return await fetch_all(client, [sku, *also])
 
 
 @app.get("/shared/page/{sku}")
-async def shared_page(sku: str, also: list[str] = Query()):
+async def shared_page(sku: str, also: list[str] = Query([])):
     return await fetch_all(shared, [sku, *also])
