@@ -1,8 +1,8 @@
 """Serves the module that TARGET names with a `count_orders` that is counted.
 
 The city's name says what happens: with `gated` in it, block until `POST /release`,
-at most for GATE seconds; with `broken`, raise. LIMITS replaces constants, as in
-`TTL_SECONDS=1 MAX_VALUES=5`.
+at most for GATE seconds; with `broken` or `missing`, raise. LIMITS replaces
+constants, as in `TTL_SECONDS=1 MAX_VALUES=5`.
 """
 
 import importlib
@@ -10,6 +10,8 @@ import os
 import threading
 from collections import Counter
 from typing import Any
+
+from fastapi import HTTPException
 
 target: Any = importlib.import_module(os.environ["TARGET"])
 started: Counter[str] = Counter()
@@ -24,6 +26,8 @@ def count_orders(city: str) -> int:
         gate.wait(float(os.environ.get("GATE", "15")))
     if "broken" in city:
         raise RuntimeError("the database is down")
+    if "missing" in city:
+        raise HTTPException(404)
     finished[city] += 1
     return 0 if city == "atlantis" else len(city)
 
