@@ -1,4 +1,4 @@
-"""A blocking call in `async def`: while it waits for a card, nobody is answered."""
+"""A blocking call in `async def`: until it returns, no other request is answered."""
 
 import queue
 

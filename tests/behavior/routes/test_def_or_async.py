@@ -1,18 +1,20 @@
 """routes/def_or_async: what blocks takes a thread, not the event loop."""
 
 import asyncio
+import os
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import httpx2
 import pytest
 
-from recipes.routes.def_or_async import MAX_WAITING
 from tests.conftest import Serve
 from tests.harness.server import Server
 
-SHARED = "tests.behavior.routes.shared_threads"
-THREADS = 40
+FEW = "tests.behavior.routes.few_threads"
+THREADS = 2  # of FEW
+DEFAULT_THREADS = 40
 Calls = list[asyncio.Task[httpx2.Response]]
 
 
@@ -29,7 +31,8 @@ async def threads(client: httpx2.AsyncClient, busy: int, waiting: int = 0) -> No
     async with asyncio.timeout(20):
         while True:
             response = await client.get("/threads")
-            if response.raise_for_status().json() == {"busy": busy, "waiting": waiting}:
+            found = response.json() if response.is_success else None
+            if found == {"busy": busy, "waiting": waiting}:
                 return
 
 
@@ -47,11 +50,12 @@ async def test_a_blocking_call_in_def_holds_up_nobody_but_in_async_def_everybody
     recipe: Server, naive: Server
 ) -> None:
     async with connected(recipe) as client:
-        (call,) = get(client, "/card")
-        await threads(client, busy=1)
-        assert (await client.get("/ping")).json() == "pong"  # no card has come yet
-        await client.post("/cards/7")
-        assert (await call).json() == 7
+        for path, answer in {"/card": 0, "/greeting": "Hello, 0"}.items():
+            (call,) = get(client, path)
+            await threads(client, busy=1)
+            assert (await client.get("/ping")).json() == "pong"  # no card has come yet
+            await present(client, 1)
+            assert (await call).json() == answer
 
     async with connected(naive) as client:
         (call,) = get(client, "/card")
@@ -65,19 +69,18 @@ async def test_the_41st_blocking_call_waits_and_nothing_else_does(
     recipe: Server,
 ) -> None:
     async with connected(recipe) as client:
-        calls = get(client, "/card", THREADS + 1)
-        await threads(client, busy=THREADS, waiting=1)
+        calls = get(client, "/card", DEFAULT_THREADS + 1)
+        await threads(client, busy=DEFAULT_THREADS, waiting=1)
         assert (await client.get("/ping")).json() == "pong"
-        await present(client, THREADS + 1)
+        await present(client, DEFAULT_THREADS + 1)
         answers = await asyncio.gather(*calls)
-        assert {answer.json() for answer in answers} == set(range(THREADS + 1))
+        assert {answer.json() for answer in answers} == set(range(DEFAULT_THREADS + 1))
         await threads(client, busy=0)
 
 
-async def test_an_answer_of_a_def_route_waits_for_a_second_thread(
-    recipe: Server,
-) -> None:
-    async with connected(recipe) as client:
+async def test_an_answer_of_a_def_route_waits_for_a_second_thread(serve: Serve) -> None:
+    server = serve(FEW)
+    async with connected(server) as client:
         calls = get(client, "/card", THREADS + 1)
         await threads(client, busy=THREADS, waiting=1)
         await present(client, 1)  # one call has its card, but no thread to answer in
@@ -98,19 +101,12 @@ async def test_an_answer_of_a_def_route_waits_for_a_second_thread(
         await asyncio.gather(*calls)
 
 
-async def test_one_blocking_call_among_awaits_takes_a_thread(recipe: Server) -> None:
-    async with connected(recipe) as client:
-        (call,) = get(client, "/greeting")
-        await threads(client, busy=1)
-        await client.post("/cards/7")
-        assert (await call).json() == "Hello, 7"
-
-
-async def test_all_that_uses_threads_shares_them(serve: Serve) -> None:
-    server = serve(SHARED)
+async def test_all_that_uses_threads_shares_them_but_to_thread(serve: Serve) -> None:
+    server = serve(FEW)
     async with connected(server) as client:
         calls = get(client, "/card", THREADS)
         await threads(client, busy=THREADS)
+        assert (await client.get("/to-thread")).json() == "done"
         large, small = ({"file": bytes(size)} for size in (2 << 20, 1))
         assert (await client.post("/upload", files=small)).json() == 1
         assert (await client.get("/async-def-dependency")).is_success
@@ -122,45 +118,65 @@ async def test_all_that_uses_threads_shares_them(serve: Serve) -> None:
             assert answer.is_success
 
 
-async def test_the_number_of_threads_is_set_at_start(serve: Serve) -> None:
-    server = serve("recipes.routes.def_or_async", env={"THREADS": "2"})
-    async with connected(server) as client:
-        calls = get(client, "/card", 3)
-        await threads(client, busy=2, waiting=1)
-        await present(client, 3)
+def test_to_thread_has_as_many_threads_as_cpus_and_4_but_at_most_32() -> None:
+    goes_on = threading.Event()
+
+    async def wait_in_many() -> int:
+        before = set(threading.enumerate())
+        calls = [
+            asyncio.create_task(asyncio.to_thread(goes_on.wait)) for _ in range(99)
+        ]
+        await asyncio.sleep(0)
+        started = set(threading.enumerate()) - before
+        goes_on.set()
         await asyncio.gather(*calls)
-    with pytest.raises(RuntimeError, match="ValueError"):
-        serve("recipes.routes.def_or_async", env={"THREADS": "many"}, strict=False)
+        return len(started)
+
+    cpus = getattr(os, "process_cpu_count", os.cpu_count)() or 1
+    assert asyncio.run(wait_in_many()) == min(cpus + 4, 32)
 
 
-async def test_ten_times_the_load_is_refused_and_not_queued(serve: Serve) -> None:
-    server = serve("recipes.routes.def_or_async", env={"THREADS": "2"})
-    async with connected(server) as client:
-        calls = get(client, "/card", 2 + MAX_WAITING)
-        await threads(client, busy=2, waiting=MAX_WAITING)
-        for path in ("/card", "/greeting"):
-            refused = await client.get(path)
-            assert refused.status_code == 503
-            assert refused.headers["Retry-After"]
-        await present(client, 2 + MAX_WAITING)
+async def test_only_uvicorn_limits_the_queue(serve: Serve) -> None:
+    load = 10 * THREADS
+    async with connected(serve(FEW)) as client:
+        calls = get(client, "/card", load)
+        await threads(client, busy=THREADS, waiting=load - THREADS)
+        await present(client, load)
         assert all(answer.is_success for answer in await asyncio.gather(*calls))
 
+    limit = THREADS + 3  # one more call, one connection to look, one that is refused
+    server = serve(FEW, limit_concurrency=limit)
+    async with connected(server) as client, server.client() as observer:
+        await threads(observer, busy=0)
+        calls = get(client, "/card", THREADS + 1)
+        await threads(observer, busy=THREADS, waiting=1)
+        for refused in await asyncio.gather(*get(client, "/card", load)):
+            assert refused.status_code == 503
+        await threads(observer, busy=THREADS, waiting=1)
+        await present(observer, THREADS + 1)
+        assert all(answer.is_success for answer in await asyncio.gather(*calls))
 
-async def test_a_client_that_leaves_stops_no_thread(recipe: Server) -> None:
-    async with connected(recipe) as client:
-        async with connected(recipe) as other:
+    idle = [
+        await asyncio.open_connection("127.0.0.1", server.port) for _ in range(limit)
+    ]
+    async with connected(server) as client:
+        assert (await client.get("/ping")).status_code == 503
+    for _, writer in idle:
+        writer.close()
+
+
+async def test_no_thread_stops_before_its_own_timeout(serve: Serve) -> None:
+    server = serve(FEW)
+    async with connected(server) as client:
+        async with connected(server) as other:
             (call,) = get(other, "/card")
             await threads(client, busy=1)
             call.cancel()
         assert (await client.get("/ping")).is_success
-        await threads(client, busy=1)
-        await client.post("/cards/7")
+        await threads(client, busy=1)  # the client has disconnected
+        await present(client, 1)
         await threads(client, busy=0)
 
-
-async def test_a_timeout_around_a_thread_gives_its_place_away(serve: Serve) -> None:
-    server = serve(SHARED)
-    async with connected(server) as client:
         assert (await client.get("/timeout")).json() == {"busy": 0, "waiting": 0}
         await client.post("/cards/7")  # to the thread that nobody waits for
         (call,) = get(client, "/card")
@@ -168,25 +184,21 @@ async def test_a_timeout_around_a_thread_gives_its_place_away(serve: Serve) -> N
         await client.post("/cards/8")
         assert (await call).json() == 8
 
-
-async def test_a_blocking_call_ends_by_its_own_timeout(serve: Serve) -> None:
-    server = serve("tests.behavior.routes.impatient_threads")
-    async with connected(server) as client:
+    server = serve(FEW, env={"READ_SECONDS": "0.01"})
+    async with server.client(timeout=15) as client:  # and not the 20 s of the recipe
         for path in ("/card", "/greeting"):
             assert (await client.get(path)).status_code == 504
         await threads(client, busy=0)
 
 
-async def test_what_a_def_dependency_sets_is_not_set_in_the_route(serve: Serve) -> None:
-    server = serve(SHARED)
+async def test_what_a_def_dependency_and_a_def_route_do_to_the_loop(
+    serve: Serve,
+) -> None:
+    server = serve(FEW)
     async with connected(server) as client:
         assert (await client.get("/async-def-dependency")).json() == "somebody"
         assert (await client.get("/def-dependency")).json() == "nobody"
 
-
-async def test_a_def_route_reaches_the_loop_through_anyio(serve: Serve) -> None:
-    server = serve(SHARED)
-    async with connected(server) as client:
         (call,) = get(client, "/wait")
         await client.get("/ring")
         assert (await call).json() == "rung"
@@ -202,8 +214,7 @@ async def test_bad_cards_and_too_many_are_refused(recipe: Server) -> None:
 
 
 async def test_a_stop_does_not_wait_for_a_thread(serve: Serve) -> None:
-    target = "recipes.routes.def_or_async"
-    server = serve(target, strict=False, timeout_graceful_shutdown=1)
+    server = serve(FEW, strict=False, timeout_graceful_shutdown=0.1)
     async with connected(server) as client:
         calls = get(client, "/card", THREADS + 1)
         await threads(client, busy=THREADS, waiting=1)
