@@ -9,9 +9,9 @@ client. Each task therefore has its own time limit and error handling, and they 
 concurrently: one that fails or hangs does not affect the others. Results are counted,
 failures logged.
 
-**Use when** the work takes seconds and may be lost: an email, a
-counter, a warm cache. **Not when** it must happen: commit it to an outbox table
-together with your data, or hand it to a job queue, before you answer.
+**Use when** the work takes seconds and may be lost: an email, a counter, a warm cache.
+**Not when** it must happen: commit it to an outbox table together with your data, or
+hand it to a job queue, before you respond.
 
 Gotchas:
 
@@ -20,18 +20,18 @@ Gotchas:
   logged as `lost`; after SIGKILL nothing is.
 - Open sessions in the task itself. One from a `yield` dependency stays open until all
   tasks are done; with `scope="function"` it is closed before they start.
-- A task in a thread (a `def`, or `to_thread`) runs on after its limit: nothing
-  stops a thread. Give the blocking client a timeout of its own.
-- The tasks never start if the endpoint raises, or if the `Response` that it
-  returns has its own `background=`.
-- Log user input and exceptions with `%r`: a newline in them forges a log entry. Take
+- `TIME_LIMIT` does not stop a thread (`asyncio.to_thread`): give a blocking client its
+  own timeout.
+- The tasks never start if the endpoint raises, or if the `Response` that it returns
+  has its own `background=`.
+- Log user input and exceptions with `%r`: a newline in them forges a log entry. Send
   private data in the body: access logs contain the query string.
-- Not covered: who may send, and how often.
+- Not covered: who may send, and how often. `SLOTS` and `/outcomes` are per worker.
 
 Try it:
 
     POST /shares {"email": "ada@example.com", "note": "Look at this"}  # 202
-    POST /shares {"email": "ada@nowhere.example"}  # 202, then the mail fails
+    POST /shares {"email": "ada@nowhere.example"}  # 202, then send_mail fails
     POST /shares {"email": "not-an-email"}  # 422
     GET /outcomes
 
@@ -53,37 +53,36 @@ from fastapi import BackgroundTasks, FastAPI, Request
 from pydantic import BaseModel, EmailStr, Field
 
 TIME_LIMIT = 3  # seconds for a task, with its wait for a slot
-SLOTS = 20  # tasks of one kind at a time; the others wait, within their limit
+SLOTS = 20  # tasks of one name at a time; the others wait, within their limit
 
 logger = logging.getLogger(__name__)
 Task = Callable[[], Awaitable[None]]
 
 
-class AfterResponse:
-    """Runs tasks that do not depend on each other, and counts how they ended."""
-
+class TaskRunner:
     def __init__(self) -> None:
         self.outcomes: Counter[str] = Counter()
         self._slots: dict[str, asyncio.Semaphore] = {}
 
-    async def run(self, ref: str, **tasks: Task) -> None:
+    async def run(self, request_id: str, **tasks: Task) -> None:
+        # Concurrently: no task waits for one that hangs; a stop waits one TIME_LIMIT.
         async with asyncio.TaskGroup() as group:
             for name, task in tasks.items():
-                group.create_task(self._attempt(ref, name, task))
+                group.create_task(self._run_one(request_id, name, task))
 
-    async def _attempt(self, ref: str, name: str, task: Task) -> None:
-        # Slots for each kind: a mail service that hangs takes none from the counters.
+    async def _run_one(self, request_id: str, name: str, task: Task) -> None:
+        # Slots by name: a mail service that hangs takes none from the counters.
         slots = self._slots.setdefault(name, asyncio.Semaphore(SLOTS))
         try:
             async with asyncio.timeout(TIME_LIMIT), slots:
                 await task()
             self.outcomes[f"{name}: done"] += 1
-        except Exception:  # noqa: BLE001 - the last place that can catch it
+        except Exception:  # all of them: nothing above could handle one
             self.outcomes[f"{name}: failed"] += 1
-            # With %r a traceback is one line, and no newline in it forges another.
-            logger.warning("%s %s: failed: %r", ref, name, traceback.format_exc())
+            error = traceback.format_exc()  # %r: no newline in it forges a line
+            logger.warning("%s %s: failed: %r", request_id, name, error)
         except asyncio.CancelledError:
-            logger.warning("%s %s: lost, cancelled", ref, name)
+            logger.warning("%s %s: lost, cancelled", request_id, name)
             raise
 
 
@@ -92,39 +91,39 @@ class Share(BaseModel):
     note: Annotated[str, Field(max_length=1000)] = ""
 
 
-async def send_mail(email: str, note: str) -> None:
-    await asyncio.sleep(0.05)  # demo: your mail service
+async def send_mail(email: str, note: str) -> None:  # demo: your mail service
+    await asyncio.sleep(0.05)
     if email.endswith("@nowhere.example"):
         raise ConnectionError(f"550 No such domain: {email} {note}")
 
 
-async def count_share() -> None:
-    await asyncio.sleep(0.05)  # demo: with a session of its own
+async def count_share() -> None:  # demo: your database, with a session of its own
+    await asyncio.sleep(0.05)
 
 
 @asynccontextmanager
-async def lifespan(_: FastAPI) -> AsyncIterator[dict[str, AfterResponse]]:
-    yield {"after": AfterResponse()}
+async def lifespan(_: FastAPI) -> AsyncIterator[dict[str, TaskRunner]]:
+    yield {"runner": TaskRunner()}
 
 
-app = FastAPI(lifespan=lifespan, max_body_size=64 * 1024)
+app = FastAPI(lifespan=lifespan)
 
 
-@app.post("/shares", status_code=202)
+@app.post("/shares", status_code=202, max_body_size=64 * 1024)
 async def share_page(
-    request: Request, share: Share, background: BackgroundTasks
+    request: Request, share: Share, tasks: BackgroundTasks
 ) -> dict[str, str]:
-    after: AfterResponse = request.state.after
-    ref = secrets.token_hex(4)  # finds the log lines of this request
+    runner: TaskRunner = request.state.runner
+    request_id = secrets.token_hex(4)  # finds the log lines of this request
     mail = partial(send_mail, share.email, share.note)
-    background.add_task(after.run, ref, send_mail=mail, count_share=count_share)
-    return {"ref": ref}
+    tasks.add_task(runner.run, request_id, send_mail=mail, count_share=count_share)
+    return {"request_id": request_id}
 
 
 @app.get("/outcomes")
 async def outcomes(request: Request) -> dict[str, int]:
-    after: AfterResponse = request.state.after
-    return after.outcomes
+    runner: TaskRunner = request.state.runner
+    return runner.outcomes
 
 
 # --- evidence ---

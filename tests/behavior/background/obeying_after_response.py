@@ -4,6 +4,7 @@ import asyncio
 import logging
 import os
 import signal
+from contextlib import suppress
 from types import ModuleType
 
 from fastapi import FastAPI
@@ -28,7 +29,10 @@ def obeying(module: ModuleType) -> FastAPI:
             await counted.wait()
         if command == "hang":
             await asyncio.Event().wait()
-        if command == "wait":
+        if command == "resist":  # its limit
+            with suppress(asyncio.CancelledError):
+                await asyncio.Event().wait()
+        if command in {"wait", "resist"}:
             await released.wait()
         log.warning("mail sent")
 
@@ -43,5 +47,6 @@ def obeying(module: ModuleType) -> FastAPI:
 
 
 after_response.TIME_LIMIT = float(os.environ["TIME_LIMIT"])  # type: ignore[assignment]
+after_response.SLOTS = 2
 recipe = obeying(after_response)
 naive = obeying(naive_after_response)
