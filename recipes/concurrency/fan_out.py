@@ -78,9 +78,9 @@ async def fetch(client: httpx2.AsyncClient, sku: str) -> Product:
 
 @asynccontextmanager
 async def lifespan(_: FastAPI) -> AsyncIterator[dict[str, httpx2.AsyncClient]]:
-    os.environ.setdefault("SHOP_URL", "http://stand-in")  # demo
     async with httpx2.AsyncClient(
-        base_url=os.environ["SHOP_URL"],
+        # demo: in your app os.environ["SHOP_URL"], and no mounts
+        base_url=os.environ.get("SHOP_URL", "http://stand-in"),  # demo
         mounts={"http://stand-in": httpx2.ASGITransport(app=stand_in)},  # demo
         cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),  # keeps none
     ) as client:

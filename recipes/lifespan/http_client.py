@@ -91,9 +91,9 @@ async def fetch(
 
 @asynccontextmanager
 async def lifespan(_: FastAPI) -> AsyncIterator[dict[str, httpx2.AsyncClient]]:
-    os.environ.setdefault("STOCK_URL", "http://stand-in")  # demo
     async with httpx2.AsyncClient(
-        base_url=os.environ["STOCK_URL"],
+        # demo: in your app os.environ["STOCK_URL"], and no mounts
+        base_url=os.environ.get("STOCK_URL", "http://stand-in"),  # demo
         mounts={"http://stand-in": httpx2.ASGITransport(app=stand_in)},  # demo
         transport=httpx2.AsyncHTTPTransport(limits=LIMITS, retries=1),  # connects only
         timeout=TIMEOUT,

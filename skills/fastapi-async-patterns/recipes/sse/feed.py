@@ -2,28 +2,30 @@
 # requires-python = ">=3.11"
 # dependencies = ["fastapi[standard]>=0.165"]
 # ///
-"""Resume a live feed after a dropped connection.
+"""Stream a live feed that resumes after a dropped connection.
 
-The feed keeps its last events in a ring. Each reader holds only a position in
-it, so a reader that stalls costs no memory. A browser's `EventSource` sends
-`Last-Event-ID` when it reconnects; the stream goes on after that event. Where it
-cannot (too long away, or the server restarted), it says `reset`.
+The feed keeps its last events in a ring. Each reader holds only a position in it,
+so a slow reader costs its connection and nothing more. When a browser's
+`EventSource` reconnects, it sends `Last-Event-ID`, and the stream goes on after that
+event. If it cannot (away too long, or the server restarted), it sends `reset`.
 
 **Use when** a page shows live updates and must neither lose nor repeat one when
-the train enters a tunnel. **Not when** the client also talks (take a WebSocket),
+the train enters a tunnel. **Not when** the client also talks (use a WebSocket),
 or when there are several workers: this feed lives in one process.
 
 Gotchas:
 
-- The status line leaves before the generator starts: reject in a dependency. An
-  `HTTPException` raised in the generator is an empty 200.
-- `ServerSentEvent(data="x")` sends JSON, `data: "x"`; `raw_data` sends text.
+- The status is sent before the generator starts, so reject in a dependency: an
+  `HTTPException` raised in the generator gives an empty 200.
+- `ServerSentEvent(data="x")` sends JSON, `data: "x"`; `raw_data` sends text. Browsers
+  ignore an event without data, such as a bare `event="reset"`.
 - Start uvicorn with `--timeout-graceful-shutdown 5`. Without it an open stream
-  keeps the process alive for ever: "Waiting for connections to close."
-- On `reset`, load the current state again: its events are gone. A page that
-  renders a state passes the id that belongs to it as `?after=`.
+  keeps the process alive forever: "Waiting for connections to close."
+- On `reset`, reload the current state: the events in between are gone. A page that
+  starts from a state passes the id of the last event in it as `?after=`.
 - Over HTTP/1.1 a browser opens six connections per host: the seventh tab hangs.
-- Not covered: who may publish or read, and events that outlive the process.
+- Not covered: who may publish or read (`EventSource` sends cookies but no
+  `Authorization` header), and events that must outlive the process.
 
 Try it:
 
@@ -41,18 +43,19 @@ from collections.abc import AsyncIterable, AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Annotated
 
-from fastapi import Body, Depends, FastAPI, Header, Query, Request
+from fastapi import Body, Depends, FastAPI, Header, Request
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 
 HISTORY = 1000  # events kept for readers who come back
-MAX_MESSAGE = 4000  # characters: bounds the ring at a few megabytes
+MAX_MESSAGE = 4000  # characters: the ring stays below a few megabytes
+Message = Annotated[str, Body(embed=True, max_length=MAX_MESSAGE)]
 
 
 class Feed:
-    """The last `HISTORY` messages, numbered from 1, and a bell for who waits."""
+    """The last `HISTORY` messages, numbered from 1."""
 
     def __init__(self) -> None:
-        self._run = secrets.token_hex(4)  # ids of an earlier process are not ours
+        self._run = secrets.token_hex(4)  # so that ids of an earlier process differ
         self._last = 0
         self._ring: deque[str] = deque(maxlen=HISTORY)
         self._bell = asyncio.Event()
@@ -60,16 +63,17 @@ class Feed:
     def publish(self, message: str) -> str:
         self._last += 1
         self._ring.append(message)
-        self._bell.set()
-        self._bell = asyncio.Event()
+        self._bell.set()  # wakes all readers
+        self._bell = asyncio.Event()  # for the next message
         return self._id(self._last)
 
     def position(self, event_id: str | None) -> int:
+        """The number of the last event that a reader has seen; -1 if unknown."""
         if event_id is None:
             return self._last
         run, _, number = event_id.partition("-")
-        ours = run == self._run and number.isdecimal() and len(number) < 16
-        return int(number) if ours else -1
+        known = run == self._run and number.isdecimal() and len(number) < 16
+        return int(number) if known else -1
 
     async def after(self, seen: int) -> AsyncIterable[ServerSentEvent]:
         while True:
@@ -77,7 +81,7 @@ class Feed:
             forgotten = self._last - len(self._ring)
             if not forgotten <= seen <= self._last:
                 seen = self._last
-                yield ServerSentEvent(event="reset", data=None, id=self._id(seen))
+                yield ServerSentEvent(event="reset", data={}, id=self._id(seen))
             elif seen < self._last:
                 message = self._ring[seen - forgotten]
                 seen += 1
@@ -94,36 +98,31 @@ async def lifespan(_: FastAPI) -> AsyncIterator[dict[str, Feed]]:
     yield {"feed": Feed()}
 
 
-async def get_feed(request: Request) -> Feed:
+app = FastAPI(lifespan=lifespan)
+
+
+@app.post("/events", status_code=201, max_body_size=64 * 1024)
+async def publish(request: Request, message: Message) -> str:
     feed: Feed = request.state.feed
-    return feed
-
-
-FeedDep = Annotated[Feed, Depends(get_feed)]
-app = FastAPI(lifespan=lifespan, max_body_size=64 * 1024)
-
-
-@app.post("/events", status_code=201)
-async def publish(
-    feed: FeedDep, message: Annotated[str, Body(embed=True, max_length=MAX_MESSAGE)]
-) -> str:
     return feed.publish(message)
 
 
-async def missed_and_new(
-    feed: FeedDep,
-    after: Annotated[str | None, Query()] = None,
+async def position(
+    request: Request,
+    after: str | None = None,
     last_event_id: Annotated[str | None, Header()] = None,
-) -> AsyncIterable[ServerSentEvent]:
-    # The position is fixed before the response starts: nothing is missed between.
-    return feed.after(feed.position(last_event_id or after))
+) -> int:
+    feed: Feed = request.state.feed
+    return feed.position(last_event_id or after)
 
 
 @app.get("/feed", response_class=EventSourceResponse)
 async def subscribe(
-    events: Annotated[AsyncIterable[ServerSentEvent], Depends(missed_and_new)],
+    request: Request, seen: Annotated[int, Depends(position)]
 ) -> AsyncIterable[ServerSentEvent]:
-    async for event in events:
+    # `seen` was fixed before the response started: nothing is missed in between.
+    feed: Feed = request.state.feed
+    async for event in feed.after(seen):  # a returned generator is not encoded
         yield event
 
 
