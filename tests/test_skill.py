@@ -81,8 +81,8 @@ def test_a_recipe_runs_from_a_copied_folder(
     shutil.copytree(skill.SKILL, tmp_path / "copy")
     script = tmp_path / "copy" / path.relative_to(ROOT)
     variables = environment(request, path.parent.name, path.stem)
-    status, output = run_script(script, tmp_path, variables)
-    assert status == 0, output
+    status, output, errors = run_script(script, tmp_path, variables)
+    assert status == 0, errors
     assert output.splitlines() == evidence(path)
 
 

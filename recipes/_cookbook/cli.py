@@ -33,11 +33,9 @@ def main() -> None:
     """Run the command line; an error that a person can mend is one line."""
     # SIGTERM unwinds the stack like Ctrl-C does, so that servers are stopped.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    from recipes._cookbook.serve import ServeError
-
     try:
         app()
-    except (Problem, UnknownRecipe, ServeError, servers.ServerError, OSError) as error:
+    except (Problem, UnknownRecipe, servers.ServerError, OSError) as error:
         fail(str(error))
 
 

@@ -19,7 +19,7 @@ from recipes._cookbook.live import live_app
 GRACE_SECONDS = 1  # an open stream may not hold up Ctrl-C
 
 
-class ServeError(RuntimeError):
+class ServeError(servers.ServerError):
     """The site cannot be served; the message is one line that says what to do."""
 
 

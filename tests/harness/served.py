@@ -110,7 +110,7 @@ def _open_descriptors() -> dict[int, str]:
 
 def run(options: Options, listener: socket.socket, report: Connection) -> None:
     """Serve until a signal arrives."""
-    _write_output_to(options.log)
+    _write_to(options.log, 1, 2)
     os.environ.update(options.env)
     if options.strict:
         warnings.simplefilter("error")
@@ -129,7 +129,8 @@ def run(options: Options, listener: socket.socket, report: Connection) -> None:
 
 def script(path: Path, folder: Path, log: Path, env: dict[str, str]) -> None:
     """Be `python path`, started in `folder`."""
-    _write_output_to(log)
+    _write_to(log, 1)
+    _write_to(log.with_suffix(".err"), 2)
     os.environ.update(env)
     os.chdir(folder)
     sys.argv = [str(path)]
@@ -138,8 +139,8 @@ def script(path: Path, folder: Path, log: Path, env: dict[str, str]) -> None:
     runpy.run_path(str(path), run_name="__main__")
 
 
-def _write_output_to(log: Path) -> None:
+def _write_to(log: Path, *standard: int) -> None:
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    os.dup2(descriptor, 1)
-    os.dup2(descriptor, 2)
+    for number in standard:
+        os.dup2(descriptor, number)
     os.close(descriptor)

@@ -530,6 +530,6 @@ def test_workers_start_at_once_and_any_usual_url_will_do(
 def test_without_a_url_one_line_says_what_to_set(serve: Serve, tmp_path: Path) -> None:
     no_url = {"DATABASE_URL": ""}
     path = Path(sqlalchemy_session.__file__)
-    assert run_script(path, tmp_path, no_url) == (1, f"{NO_URL}\n")
+    assert run_script(path, tmp_path, no_url) == (1, "", f"{NO_URL}\n")
     with pytest.raises(RuntimeError, match=NO_URL):
         serve(RECIPE, env=no_url)
