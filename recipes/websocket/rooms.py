@@ -4,24 +4,25 @@
 # ///
 """Broadcast to a room without waiting for stalled or dead clients.
 
-A broadcast never waits: it puts the message into a bounded backlog per member. A
-writer task per member sends from its backlog to its socket. A member whose backlog
-overflows is dropped with close code 1013, and the room goes on.
+`broadcast` never waits: it puts the message into a bounded backlog per member, from
+which a writer task sends. A member whose backlog overflows leaves the room, with close
+code 1013 if it reads again in time.
 
 **Use when** clients talk to each other: chat, presence, cursors. **Not when** they only
 listen (`sse/feed` also resumes), or with several workers: rooms live in one process.
 
 Gotchas:
 
-- `send_text` and `close` wait forever for a peer that does not read; uvicorn's ping
-  does not end that. For a dead peer `send_text` raises `WebSocketDisconnect`; in a
-  broadcast loop the sender's handler takes it for its own client's.
-- Call `broadcast` in `async def` only: from a thread its message waits in the backlog.
-- Start uvicorn with `--ws-max-size 65536 --timeout-graceful-shutdown 5`. By default it
-  buffers up to 16 MiB of a message before you can refuse it, and at SIGTERM it waits
-  for a dropped peer that does not read: "Waiting for connections to close."
+- `send_text` waits forever for a peer that does not read; a ping does not end that.
+- uvicorn keeps the socket of a dropped peer until it reads or dies: limit connections
+  per client in a proxy. It waits for them at SIGTERM ("Waiting for connections to
+  close.") and buffers 16 MiB of a message before you can refuse it: start it with
+  `--timeout-graceful-shutdown 5 --ws-max-size 65536`.
+- From an `async def` route: `broadcast(request.state.rooms.get(name, set()), event)`.
+  From a `def` route: `anyio.from_thread.run_sync(broadcast, room, event)`; a direct
+  call does not wake the event loop, so the message waits in the backlog.
 - A dropped client has missed messages. It reconnects, then reloads the state.
-- Not covered: who may join, as whom, and from which Origin.
+- Not covered: Origin, and who may join: a dependency can raise `HTTPException(401)`.
 
 Try it:
 
@@ -44,42 +45,43 @@ from fastapi import FastAPI, Path, WebSocket, WebSocketDisconnect
 MAX_ROOMS = 100
 MAX_MEMBERS = 50  # per room
 BACKLOG = 4 * MAX_MEMBERS  # all may join, talk and leave before a writer runs
-MAX_MESSAGE = 4000  # characters; a room's backlogs share one copy of each
-PACE = 0.005  # seconds between reads of a member: a flood stays in its own socket
-CLOSE_SECONDS = 5
-GONE = WebSocketDisconnect, RuntimeError  # RuntimeError: a ping went unanswered
+MAX_MESSAGE = 4000  # characters; the backlogs of a room share one copy of each
+READ_PAUSE = 0.005  # seconds: a flood stays in its sender's socket
+CLOSE_SECONDS = 5  # `close` waits for a peer that does not read, too
+DISCONNECTED = WebSocketDisconnect, RuntimeError  # RuntimeError: no answer to a ping
 
 
 class Member:
     def __init__(self, websocket: WebSocket) -> None:
         self.id = secrets.token_hex(4)
-        self.scope = anyio.CancelScope()  # cancel it to drop this member
         self.backlog: asyncio.Queue[str] = asyncio.Queue(BACKLOG)
+        self.tasks = anyio.create_task_group()  # cancelled when one of them ends
         self._websocket = websocket
 
     async def write(self) -> None:
-        with suppress(*GONE):
+        with suppress(*DISCONNECTED):
             while True:
                 await self._websocket.send_text(await self.backlog.get())
-        self.scope.cancel()
+        self.tasks.cancel_scope.cancel()
 
     async def read(self, room: set["Member"]) -> None:
         while (event := await self._websocket.receive())["type"] == "websocket.receive":
             text = event.get("text") or ""  # `receive_text`: KeyError if binary
             if 0 < len(text) <= MAX_MESSAGE:
-                broadcast(room, type="message", member=self.id, text=text)
+                broadcast(room, {"type": "message", "member": self.id, "text": text})
             else:
-                broadcast({self}, type="refused", limit=MAX_MESSAGE)
-            await asyncio.sleep(PACE)
+                broadcast({self}, {"type": "refused", "limit": MAX_MESSAGE})
+            await asyncio.sleep(READ_PAUSE)
+        self.tasks.cancel_scope.cancel()
 
 
-def broadcast(room: set[Member], **event: str | int) -> None:
-    text = json.dumps(event)
+def broadcast(room: set[Member], event: dict[str, object]) -> None:
+    text = json.dumps(event, ensure_ascii=False)  # else 12 characters for an emoji
     for member in room:  # no await: nobody comes or goes meanwhile
         try:
             member.backlog.put_nowait(text)
         except asyncio.QueueFull:
-            member.scope.cancel()  # its writer may be stuck in a send
+            member.tasks.cancel_scope.cancel()  # its writer may be stuck in a send
 
 
 @asynccontextmanager
@@ -92,34 +94,32 @@ RoomName = Annotated[str, Path(pattern="^[a-z0-9-]{1,40}$")]
 
 
 @app.websocket("/rooms/{name}")
-async def take_part(websocket: WebSocket, name: RoomName) -> None:
+async def join(websocket: WebSocket, name: RoomName) -> None:
     rooms: dict[str, set[Member]] = websocket.state.rooms
     await websocket.accept()  # first: without it a browser cannot see why we refuse
     room = rooms.get(name, set())
     if len(room) >= MAX_MEMBERS or (not room and len(rooms) >= MAX_ROOMS):
-        await hang_up(websocket, "full")
+        await close(websocket, "full")
         return
     member = Member(websocket)
     room.add(member)
     rooms[name] = room
     try:
-        broadcast(room, type="joined", member=member.id, members=len(room))
-        with member.scope:
-            async with anyio.create_task_group() as tasks:
-                tasks.start_soon(member.write)
-                await member.read(room)
-                tasks.cancel_scope.cancel()
+        broadcast(room, {"type": "joined", "member": member.id, "members": len(room)})
+        async with member.tasks as tasks:
+            tasks.start_soon(member.write)
+            tasks.start_soon(member.read, room)
     finally:
         room.remove(member)
-        broadcast(room, type="left", member=member.id, members=len(room))
+        broadcast(room, {"type": "left", "member": member.id, "members": len(room)})
         if not room:
             del rooms[name]
-    if member.scope.cancelled_caught:
-        await hang_up(websocket, "too slow")
+    if member.backlog.full():
+        await close(websocket, "too slow")
 
 
-async def hang_up(websocket: WebSocket, reason: str) -> None:
-    with suppress(*GONE), anyio.move_on_after(CLOSE_SECONDS):
+async def close(websocket: WebSocket, reason: str) -> None:
+    with suppress(*DISCONNECTED), anyio.move_on_after(CLOSE_SECONDS):
         await websocket.close(1013, reason)
 
 

@@ -1,4 +1,4 @@
-"""One socket that is stalled or dead stops the room, cuts the sender, or stays for ever."""
+"""One socket that is stalled or dead stops the room, cuts the sender, or stays forever."""
 
 from collections import defaultdict
 

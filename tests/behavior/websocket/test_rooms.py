@@ -1,4 +1,4 @@
-"""websocket/rooms: a stalled or dead member harms nobody."""
+"""websocket/rooms: nobody waits for a stalled or dead member."""
 
 import asyncio
 import json
@@ -9,20 +9,28 @@ from asyncio import TaskGroup
 from collections.abc import Iterator
 from contextlib import AsyncExitStack, ExitStack, contextmanager, suppress
 from importlib import import_module
-from typing import Any
+from threading import Event
+from typing import Any, cast
 
+import anyio
 import pytest
+from fastapi import WebSocket
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from recipes.websocket import rooms
+from tests.behavior.websocket import small_rooms
 from tests.conftest import Serve
 from tests.harness.server import Server
 
-# Large messages. The buffers of `raw_member` and of uvicorn hold about 30 of them:
+SMALL = "tests.behavior.websocket.small_rooms"
+NAIVE = "tests.behavior.websocket.naive_rooms"
+PINGS = "tests.behavior.websocket.pings"
+
+# Large messages. The buffers of `raw_member` and of uvicorn hold fewer than 10 of them:
 # STALLS is more than that and less than a backlog, DROPS is more than both.
-STALLS = 60
-DROPS = rooms.BACKLOG + STALLS
+STALLS = 16
+DROPS = small_rooms.BACKLOG + STALLS
 PATIENCE = 100  # other requests that are answered while a room is silent
 
 HANDSHAKE = (
@@ -32,13 +40,18 @@ HANDSHAKE = (
 )
 
 
+@pytest.fixture
+def recipe(serve: Serve) -> Server:
+    return serve(SMALL)
+
+
 def frame(text: str) -> bytes:
     """A short text message, masked with zeros."""
     return bytes([0x81, 0x80 | len(text), 0, 0, 0, 0]) + text.encode()
 
 
 def large(number: int) -> str:
-    return f"{number} ".ljust(rooms.MAX_MESSAGE, "x")
+    return f"{number} ".ljust(small_rooms.MAX_MESSAGE, "x")
 
 
 def join(server: Server, room: str = "lobby") -> connect:
@@ -90,16 +103,22 @@ async def hear(member: ClientConnection, kind: str = "message") -> dict[str, Any
             return event
 
 
-async def members(server: Server) -> int:
-    """How many are in the room."""
-    async with join(server) as newcomer:
-        joined = await hear(newcomer, "joined")
-    return int(joined["members"]) - 1
-
-
-async def say(member: ClientConnection, count: int) -> None:
+async def talk(member: ClientConnection, count: int) -> None:
+    """Say large messages, each when the one before was heard."""
     for number in range(count):
         await member.send(large(number))
+        await hear(member)
+
+
+async def talk_until_left(member: ClientConnection) -> dict[str, Any]:
+    """Say large messages until the room is told that somebody left."""
+    while True:
+        await member.send(large(0))
+        event: dict[str, Any] = {}
+        while event.get("type") != "message":
+            event = json.loads(await member.recv())
+            if event["type"] == "left":
+                return event
 
 
 async def note(member: ClientConnection, heard: list[int]) -> None:
@@ -120,13 +139,23 @@ async def silence(server: Server, heard: list[int], end: int) -> None:
             await client.get("/openapi.json")
 
 
+async def say(
+    server: Server, member: ClientConnection, count: int, heard: list[int]
+) -> None:
+    """Say large messages until another has `heard` them, or no more come."""
+    for number in range(count):
+        await member.send(large(number))
+        if number % 8 == 7:
+            await silence(server, heard, number + 1)
+    await silence(server, heard, count)
+
+
 async def heard_beside_a_stalled_member(server: Server) -> int:
     heard: list[int] = []
     with raw_member(server) as stalled:
         async with join(server) as ann, join(server) as ben, TaskGroup() as tasks:
             listening = tasks.create_task(note(ben, heard))
-            await say(ann, DROPS)
-            await silence(server, heard, DROPS)
+            await say(server, ann, DROPS, heard)
             count = len(heard)
             reset(stalled)
             listening.cancel()
@@ -135,8 +164,9 @@ async def heard_beside_a_stalled_member(server: Server) -> int:
 
 @pytest.mark.defect("D45", "D48")
 async def test_a_member_that_does_not_read_stops_nobody(
-    recipe: Server, naive: Server
+    recipe: Server, serve: Serve
 ) -> None:
+    naive = serve(NAIVE, strict=False, ws=f"{PINGS}:WhenFull")  # which frees no send
     assert await heard_beside_a_stalled_member(recipe) == DROPS
     assert await heard_beside_a_stalled_member(naive) < STALLS
 
@@ -154,8 +184,7 @@ async def served_after_a_member_died(server: Server) -> tuple[bool, bool]:
                     tasks.create_task(note(cat, first)),
                     tasks.create_task(note(ben, last)),
                 )
-                await say(ann, STALLS)
-                await silence(server, last, STALLS)
+                await say(server, ann, STALLS, last)
                 reset(stalled)
                 with suppress(ConnectionClosed):
                     await ann.send("-1")
@@ -185,8 +214,7 @@ async def missed_when_another_left(server: Server) -> list[int]:
         with raw_member(server) as stalled:
             async with join(server) as dan, join(server) as ann, TaskGroup() as tasks:
                 listening = tasks.create_task(note(dan, heard))
-                await say(ann, STALLS)
-                await silence(server, heard, STALLS)
+                await say(server, ann, STALLS, heard)
                 await bob.close()
                 await client.get("/openapi.json")  # by now the server knows
                 last = f'"{STALLS - 1} '.encode()
@@ -208,7 +236,7 @@ async def test_who_leaves_in_a_broadcast_hides_nobody(
 async def test_a_member_that_is_dropped_and_then_dies_leaves_once(
     recipe: Server,
 ) -> None:
-    manager = import_module("tests.behavior.websocket.naive_rooms").manager
+    manager = import_module(NAIVE).manager
     manager.connections["lobby"].append("socket")
     manager.disconnect("lobby", "socket")
     with pytest.raises(ValueError, match="not in list"):
@@ -216,8 +244,7 @@ async def test_a_member_that_is_dropped_and_then_dies_leaves_once(
 
     async with join(recipe) as ann:
         with raw_member(recipe) as stalled:
-            await say(ann, DROPS)
-            dropped = await hear(ann, "left")
+            dropped = await talk_until_left(ann)
             reset(stalled)
         async with join(recipe):
             pass
@@ -229,8 +256,7 @@ async def test_a_member_that_is_dropped_and_then_dies_leaves_once(
 async def test_a_dropped_member_that_reads_on_is_told_so(recipe: Server) -> None:
     async with join(recipe) as ann:
         with raw_member(recipe) as slow:
-            await say(ann, DROPS)
-            await hear(ann, "left")
+            await talk_until_left(ann)
             closing = struct.pack("!H", 1013) + b"too slow"
             assert await asyncio.to_thread(reads_until, slow, closing)
 
@@ -255,7 +281,7 @@ async def newcomer_is_served(server: Server) -> bool:
 async def test_clients_that_reset_at_once_leave_no_zombies(
     recipe: Server, naive: Server
 ) -> None:
-    bursts = (40, 200, 40)
+    bursts = (40, 100)
     for count in bursts:
         await asyncio.to_thread(burst, naive, count)
     assert not await newcomer_is_served(naive)
@@ -274,7 +300,7 @@ async def test_a_crowd_that_comes_talks_and_leaves_at_once_drops_nobody(
     recipe: Server,
 ) -> None:
     """The process stands still meanwhile, so it sees them all in one turn."""
-    crowd = rooms.MAX_MEMBERS - 1
+    crowd = small_rooms.MAX_MEMBERS - 1
     async with join(recipe) as ann:
         with ExitStack() as stack:
             recipe.signal(signal.SIGSTOP)
@@ -321,12 +347,18 @@ async def test_a_flood_does_not_drown_the_others(recipe: Server, naive: Server) 
 
 async def test_what_is_no_message_is_answered(recipe: Server) -> None:
     async with join(recipe) as ann, join(recipe) as ben:
-        for bad in (b"binary", "", "x" * (rooms.MAX_MESSAGE + 1)):
+        for bad in (b"binary", "", "x" * (small_rooms.MAX_MESSAGE + 1)):
             await ben.send(bad)
-            assert (await hear(ben, "refused"))["limit"] == rooms.MAX_MESSAGE
-        for text in ("hello", "\0\n\"'<b>", "\N{GRINNING FACE}" * rooms.MAX_MESSAGE):
+            assert (await hear(ben, "refused"))["limit"] == small_rooms.MAX_MESSAGE
+        for text in (
+            "hello",
+            "\0\n\"'<b>",
+            "\N{GRINNING FACE}" * small_rooms.MAX_MESSAGE,
+        ):
             await ben.send(text)
             assert (await hear(ann))["text"] == text  # and nothing before it
+        await ben.send("\N{GRINNING FACE}")
+        assert "\N{GRINNING FACE}" in str(await ann.recv())  # not as \ud83d\ude00
 
 
 async def test_a_binary_frame_kills_a_naive_socket(naive: Server) -> None:
@@ -338,7 +370,7 @@ async def test_a_binary_frame_kills_a_naive_socket(naive: Server) -> None:
 
 
 async def test_more_than_uvicorn_takes_closes_its_sender_only(serve: Serve) -> None:
-    server = serve("recipes.websocket.rooms", ws_max_size=65536)
+    server = serve(SMALL, ws_max_size=65536)
     async with join(server) as ann, join(server) as ben:
         await ben.send("x" * 65537)
         with pytest.raises(ConnectionClosed):
@@ -365,7 +397,7 @@ async def is_full(server: Server, room: str) -> bool:
 
 async def test_a_room_has_so_many_seats(recipe: Server) -> None:
     async with AsyncExitStack() as stack:
-        for _ in range(rooms.MAX_MEMBERS):
+        for _ in range(small_rooms.MAX_MEMBERS):
             last = await stack.enter_async_context(join(recipe))
         assert await is_full(recipe, "lobby")
         assert not await is_full(recipe, "another")
@@ -376,7 +408,7 @@ async def test_a_room_has_so_many_seats(recipe: Server) -> None:
 
 async def test_there_are_so_many_rooms_and_empty_ones_go(recipe: Server) -> None:
     async with AsyncExitStack() as stack:
-        for number in range(rooms.MAX_ROOMS):
+        for number in range(small_rooms.MAX_ROOMS):
             await stack.enter_async_context(join(recipe, f"room-{number}"))
         assert await is_full(recipe, "another")
         assert not await is_full(recipe, "room-0")
@@ -384,37 +416,97 @@ async def test_there_are_so_many_rooms_and_empty_ones_go(recipe: Server) -> None
         pass
 
 
-async def test_a_peer_that_does_not_answer_pings_has_left(serve: Serve) -> None:
+async def test_a_member_that_answers_no_ping_takes_nobody_along(serve: Serve) -> None:
     """Unsent data keeps its connection, and `send` to it raises RuntimeError."""
-    server = serve("recipes.websocket.rooms", ws_ping_interval=1.0, ws_ping_timeout=2.0)
-    async with join(server) as ann:
-        with ExitStack() as stack:
-            # From more unsent data than a send would wait for to none at all.
-            for number in range(36):
-                if number % 2 == 0:
-                    stack.enter_context(raw_member(server))
-                await ann.send(large(number))
-                await hear(ann)
-            stack.enter_context(raw_member(server))
-            idle = (await hear(ann, "joined"))["member"]
-            while (await hear(ann, "left"))["member"] != idle:
-                pass
-            await ann.send("hello")
-            assert (await hear(ann))["text"] == "hello"
-        while await members(server) > 1:
+    recipe = serve(SMALL, ws=f"{PINGS}:WhenUnread")
+    async with join(recipe) as ann, join(recipe) as ben:
+        with raw_member(recipe):
+            await talk(ann, small_rooms.BACKLOG - STALLS)
+            await ann.send("last")
+            events = [json.loads(await ben.recv())]
+            while events[-1].get("text") != "last":
+                events.append(json.loads(await ben.recv()))
+            assert "left" in [event["type"] for event in events]
+    assert "Traceback" not in recipe.log
+
+    naive = serve(NAIVE, strict=False, ws=f"{PINGS}:WhenUnread")
+    async with join(naive) as ann:
+        with raw_member(naive), pytest.raises(ConnectionClosed):
+            await talk(ann, STALLS)
+    assert "RuntimeError: Unexpected ASGI message" in naive.log
+
+
+class Unsent:
+    """In place of a WebSocket: the connection of a peer that answered no ping."""
+
+    async def send_text(self, _: str) -> None:
+        raise RuntimeError
+
+    async def receive(self) -> None:
+        await asyncio.Event().wait()
+
+
+async def test_a_send_that_fails_ends_the_reading_too() -> None:
+    member = rooms.Member(cast("WebSocket", Unsent()))
+    rooms.broadcast({member}, small_rooms.EVENT)
+    async with asyncio.timeout(20), member.tasks as tasks:
+        tasks.start_soon(member.write)
+        tasks.start_soon(member.read, {member})
+
+
+async def test_a_route_can_broadcast(recipe: Server) -> None:
+    async with join(recipe) as ann, recipe.client() as client:
+        for path in ("/async-def", "/def"):
+            assert (await client.post(path)).is_success
+            assert await hear(ann, "saved") == small_rooms.EVENT
+
+
+class Heard(Event):
+    """In place of a WebSocket: what is sent sets it."""
+
+    async def send_text(self, _: str) -> None:
+        self.set()
+
+
+async def test_a_direct_call_in_a_thread_does_not_wake_the_loop() -> None:
+    """Nothing else wakes this loop: `wait` is in vain, however long it is."""
+    heard = Heard()
+    member = rooms.Member(cast("WebSocket", heard))
+
+    def direct() -> bool:
+        rooms.broadcast({member}, small_rooms.EVENT)
+        return heard.wait(0.2)
+
+    def right() -> bool:
+        anyio.from_thread.run_sync(rooms.broadcast, {member}, small_rooms.EVENT)
+        return heard.wait(20)
+
+    async with member.tasks as tasks:
+        tasks.start_soon(member.write)
+        await asyncio.sleep(0)
+        assert not await anyio.to_thread.run_sync(direct)
+        await asyncio.to_thread(heard.wait, 20)
+        heard.clear()
+        assert await anyio.to_thread.run_sync(right)
+        tasks.cancel_scope.cancel()
+
+
+async def test_a_dependency_refuses_before_the_handshake(recipe: Server) -> None:
+    url = f"{recipe.ws_url}/protected/lobby"
+    with pytest.raises(InvalidStatus, match="HTTP 401"):
+        async with connect(url):
             pass
-    assert "Traceback" not in server.log
+    async with connect(url, additional_headers={"User": "ann"}) as ann:
+        assert (await hear(ann, "joined"))["members"] == 1
 
 
 async def test_a_stop_is_told_and_a_stalled_member_holds_it_up(serve: Serve) -> None:
-    target = "recipes.websocket.rooms"
-    unbounded = serve(target, strict=False, timeout_graceful_shutdown=None)
-    bounded = serve(target, strict=False, timeout_graceful_shutdown=1)
+    unbounded = serve(SMALL, strict=False, timeout_graceful_shutdown=None)
+    bounded = serve(SMALL, strict=False, timeout_graceful_shutdown=1)
 
     async def stop(server: Server) -> None:
         async with join(server) as ann:
-            await say(ann, DROPS)
-            await hear(ann, "left")
+            assert (await talk_until_left(ann))["members"] == 1  # but it is connected
             server.terminate()
             with pytest.raises(ConnectionClosed):
                 await hear(ann, "nothing more")
