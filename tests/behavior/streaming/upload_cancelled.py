@@ -8,7 +8,7 @@ import anyio
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from recipes.streaming import upload
+from tests.behavior.streaming import small_upload
 
 running: list[Callable[[], object]] = []
 
@@ -19,7 +19,7 @@ async def app(scope: Scope, receive: Receive, send: Send) -> None:
             cancel()
         await Response()(scope, receive, send)
     else:
-        await upload.app(scope, receive, send)
+        await small_upload.app(scope, receive, send)
 
 
 async def by_anyio(scope: Scope, receive: Receive, send: Send) -> None:

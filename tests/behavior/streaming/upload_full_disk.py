@@ -2,7 +2,7 @@
 
 import resource
 
-from recipes.streaming.upload import BLOCK, app
+from tests.behavior.streaming.small_upload import BLOCK, app
 
 _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
 resource.setrlimit(resource.RLIMIT_FSIZE, (2 * BLOCK, hard))
