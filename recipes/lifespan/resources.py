@@ -36,6 +36,7 @@ import logging
 import os
 import secrets
 import sqlite3
+import threading
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
@@ -109,7 +110,8 @@ async def lifespan(_: FastAPI) -> AsyncIterator[dict[str, object]]:
         TimeLimited("database", open_database(path)) as db,  # demo: your client
         TimeLimited("lease", hold_lease(db)) as lease,  # demo: what needs it
     ):
-        yield {"db": db, "lease": lease}  # demo: `request.state` has these names
+        lock = threading.Lock()  # demo: a pool needs none
+        yield {"db": db, "lock": lock, "lease": lease}  # demo: in `request.state`
 
 
 app = FastAPI(lifespan=lifespan)
@@ -118,7 +120,8 @@ app = FastAPI(lifespan=lifespan)
 @app.get("/leases")
 def leases(request: Request) -> dict[str, list[str]]:  # demo; `def`: SQLite blocks
     db: sqlite3.Connection = request.state.db
-    rows = db.execute("SELECT worker FROM lease LIMIT 100").fetchall()
+    with request.state.lock:  # unlocked, threads read each other's rows, or none
+        rows = db.execute("SELECT worker FROM lease LIMIT 100").fetchall()
     return {"mine": [request.state.lease], "all": [lease for (lease,) in rows]}
 
 

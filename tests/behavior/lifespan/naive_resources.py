@@ -1,4 +1,7 @@
-"""One that fails to open or to close leaves the other open; the order is wrong, too."""
+"""One that fails to open or to close leaves the other open; the order is wrong, too.
+
+Threads use the connection at the same time: some get rows of another one, or none.
+"""
 
 import asyncio
 import os

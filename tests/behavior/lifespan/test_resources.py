@@ -8,11 +8,14 @@ import socket
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import ExitStack, asynccontextmanager, closing
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, asynccontextmanager, closing, suppress
 from pathlib import Path
-from typing import Protocol, Self
+from types import SimpleNamespace
+from typing import Any, Protocol, Self
 
 import httpx2
 import pytest
@@ -22,6 +25,7 @@ from fastapi.testclient import TestClient
 
 from recipes._cookbook.catalogue import ROOT
 from recipes.lifespan import resources
+from tests.behavior.lifespan import naive_resources
 from tests.harness import served
 from tests.harness.served import Options
 from tests.harness.server import Server
@@ -256,6 +260,39 @@ def test_a_crash_gives_no_lease_back(run: Run, tmp_path: Path) -> None:
     recipe.wait_for("Application startup complete")
     recipe.kill()
     assert len(rows(path)) == 1
+
+
+class Together:
+    """A connection that tells whether a second thread uses it at the same time."""
+
+    def __init__(self) -> None:
+        self._both = threading.Barrier(2)
+        self.is_shared = False
+
+    def execute(self, _: str) -> Self:
+        with suppress(threading.BrokenBarrierError):
+            self._both.wait(0.3)  # a slow machine can only miss the second thread
+            self.is_shared = True
+        return self
+
+    def fetchall(self) -> list[tuple[str]]:
+        return [("w",)]
+
+
+def used_at_once(module: Any) -> bool:
+    db = Together()
+    state = SimpleNamespace(db=db, worker="w", lease="w", lock=threading.Lock())
+    request = SimpleNamespace(state=state, app=SimpleNamespace(state=state))
+    with ThreadPoolExecutor(2) as threads:
+        answers = list(threads.map(module.leases, [request, request]))
+    assert answers == [{"mine": ["w"], "all": ["w"]}] * 2
+    return db.is_shared
+
+
+def test_one_thread_at_a_time_uses_the_connection() -> None:
+    """Python 3.13.0 gives two threads each other's rows, halves of them, or none."""
+    assert not used_at_once(resources)
+    assert used_at_once(naive_resources)
 
 
 async def test_many_at_once(recipe: Server) -> None:
