@@ -1,17 +1,19 @@
 """Every recipe in one app: each as promised, none takes the others down."""
 
+import asyncio
 import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from types import ModuleType
 
+import anyio
 import pytest
 from fastapi import FastAPI, Request
 from fastapi.testclient import TestClient
 
-from recipes._cookbook import live
-from recipes._cookbook.catalogue import Recipe, parse, recipe_paths, recipes
+from recipes._cookbook import live, pages
+from recipes._cookbook.catalogue import Problem, Recipe, parse, recipe_paths, recipes
 from recipes._cookbook.catalogue import Request as Line
 from recipes._cookbook.servers import Servers
 
@@ -148,29 +150,68 @@ def test_one_that_fails_to_start_says_why_and_harms_no_other(
     assert closed == ["fine"]
 
 
-def test_one_that_hangs_is_given_up(
+def test_one_that_hangs_holds_up_nobody(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, site: Path
 ) -> None:
-    import anyio
+    cleaned: list[str] = []
 
     @asynccontextmanager
     async def never_starts(_: FastAPI) -> AsyncIterator[None]:
-        await anyio.sleep_forever()
-        yield
+        try:
+            await anyio.sleep_forever()
+            yield
+        finally:
+            cleaned.append("never started")
 
     @asynccontextmanager
     async def never_stops(_: FastAPI) -> AsyncIterator[dict[str, str]]:
         yield {"name": "never stops"}
         await anyio.sleep_forever()
 
-    monkeypatch.setattr(live, "START_SECONDS", 0.2)
+    monkeypatch.setattr(live, "PATIENCE_SECONDS", 0.2)
     monkeypatch.setattr(live, "STOP_SECONDS", 0.2)
     apps = {"a": app_with(never_starts), "b": app_with(never_stops)}
     hosted(monkeypatch, tmp_path, dict(apps))
     with TestClient(live.live_app(site, Servers({}, {}))) as client:
         status = client.get(STATUS).json()["recipes"]
-        assert "did not start within" in status["routes/a"]
+        assert status["routes/a"] == "It is still starting."
         assert client.get("/live/routes/b/state").json() == "never stops"
+    assert cleaned == ["never started"]
+
+
+def test_one_that_takes_too_long_is_given_up(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, site: Path
+) -> None:
+    @asynccontextmanager
+    async def never_starts(_: FastAPI) -> AsyncIterator[None]:
+        await anyio.sleep_forever()
+        yield
+
+    monkeypatch.setattr(live, "START_SECONDS", 0.2)
+    hosted(monkeypatch, tmp_path, {"a": app_with(never_starts)})
+    with TestClient(live.live_app(site, Servers({}, {}))) as client:
+        status = client.get(STATUS).json()["recipes"]
+        assert status["routes/a"] == "It raised TimeoutError."
+
+
+@pytest.mark.parametrize(
+    "error", [KeyboardInterrupt, asyncio.CancelledError, GeneratorExit, SystemExit]
+)
+def test_one_that_raises_anything_is_marked(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    site: Path,
+    error: type[BaseException],
+) -> None:
+    @asynccontextmanager
+    async def raises(_: FastAPI) -> AsyncIterator[None]:
+        raise error
+        yield
+
+    hosted(monkeypatch, tmp_path, {"a": app_with(raises)})
+    with TestClient(live.live_app(site, Servers({}, {}))) as client:
+        status = client.get(STATUS).json()["recipes"]
+        assert status["routes/a"] == f"It raised {error.__name__}."
 
 
 def test_a_recipe_whose_server_is_missing_is_marked(site: Path) -> None:
@@ -185,3 +226,17 @@ def test_a_recipe_whose_server_is_missing_is_marked(site: Path) -> None:
 
 def needs_database(recipe: Recipe) -> bool:
     return "DATABASE_URL" in recipe.servers
+
+
+def test_a_recipe_that_cannot_be_read_is_marked(
+    monkeypatch: pytest.MonkeyPatch, site: Path
+) -> None:
+    problem = Problem(Path("recipes/sse/torn.py"), 3, "does not parse")
+    monkeypatch.setattr(live, "problems", lambda: (problem,))
+    monkeypatch.setattr(pages, "problems", lambda: (problem,))
+    with TestClient(live.live_app(site, Servers({}, {}))) as client:
+        status = client.get(STATUS).json()["recipes"]
+        assert status["sse/torn"] == "recipes/sse/torn.py:3: does not parse"
+        assert status["sse/feed"] is None
+    [page] = [p for p in pages.generated() if p.uri == "recipes/sse/torn.md"]
+    assert "recipes/sse/torn.py:3: does not parse" in page.text

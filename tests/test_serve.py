@@ -99,21 +99,49 @@ def test_a_bad_port_is_no_traceback(folder: Path, port: str) -> None:
         assert process.wait(30) in {1, 2}
 
 
-def test_a_signal_while_it_starts_leaves_nothing(folder: Path) -> None:
+@pytest.mark.parametrize("lines", [1, 2, 4])
+@pytest.mark.parametrize("numbers", [(signal.SIGINT,), (signal.SIGTERM,) * 2])
+def test_signals_while_it_starts_leave_nothing(
+    folder: Path, lines: int, numbers: tuple[signal.Signals, ...]
+) -> None:
     with served("--port", "0", folder=folder) as process:
         assert process.stdout is not None
-        assert "Starting" in process.stdout.readline()
-        process.terminate()
-        assert process.wait(30) == 143
+        for _ in range(lines):
+            process.stdout.readline()
+        for number in numbers:
+            process.send_signal(number)
+        assert process.wait(30) in {0, 130, 143}
+        assert "Traceback" not in process.stdout.read()
     assert list(folder.iterdir()) == []
+    assert [
+        p for p in psutil.process_iter(["cmdline"]) if str(folder) in str(p.info)
+    ] == []
 
 
-def test_a_site_that_does_not_build_says_why(
+@pytest.mark.parametrize("host", ["nope.invalid", "..,", "a" * 64, "a b"])
+def test_a_host_that_does_not_exist_is_one_line(folder: Path, host: str) -> None:
+    with served("--host", host, "--port", "0", folder=folder) as process:
+        assert process.stdout is not None
+        printed = process.stdout.read()
+    assert printed == f"There is no host {host!r}. Try another `--host`.\n"
+
+
+def test_a_fault_in_a_page_is_told_and_the_others_are_built(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "docs").mkdir()
     (tmp_path / "docs/index.md").write_text("[gone](gone.md)")
     (tmp_path / "mkdocs.yml").write_text("site_name: x\n")
     monkeypatch.setattr(serve, "ROOT", tmp_path)
-    with pytest.raises(serve.ServeError, match=r"does not build: .*gone\.md"):
+    [complaint] = serve.build_site(tmp_path / "site", "http://127.0.0.1:1/")
+    assert "gone.md" in complaint
+    assert (tmp_path / "site/index.html").exists()
+
+
+def test_a_site_that_does_not_build_says_why(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mkdocs.yml").write_text("site_name: x\n")
+    monkeypatch.setattr(serve, "ROOT", tmp_path)
+    with pytest.raises(serve.ServeError, match=r"does not build: .*docs_dir"):
         serve.build_site(tmp_path / "site", "http://127.0.0.1:1/")

@@ -4,21 +4,21 @@ import os
 from pathlib import Path
 
 from mkdocs.config.defaults import MkDocsConfig
-from mkdocs.exceptions import PluginError
-from mkdocs.plugins import event_priority
+from mkdocs.plugins import event_priority, get_plugin_logger
 from mkdocs.structure.files import File, Files
 
 from recipes._cookbook import pages
-from recipes._cookbook.catalogue import Problem, recipes
+from recipes._cookbook.catalogue import problems, reread
+
+log = get_plugin_logger(__name__)
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
     """Read the recipes again at each build of `mkdocs serve`."""
-    recipes.cache_clear()
-    try:
-        config.nav = pages.nav()
-    except Problem as problem:
-        raise PluginError(str(problem)) from None
+    reread()
+    for problem in problems():
+        log.warning(str(problem))  # a strict build fails
+    config.nav = pages.nav()
     return config
 
 

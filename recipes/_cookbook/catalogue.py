@@ -10,7 +10,11 @@ import re
 import tomllib
 from dataclasses import dataclass
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
+
+from packaging.requirements import InvalidRequirement, Requirement
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPES = ROOT / "recipes"
@@ -32,6 +36,11 @@ TOPICS = {
     "observability": "Observability",
     "testing": "Testing",
 }
+
+# The labels of a docstring, in the order of a page.
+SECTIONS = ("**Use when**", "Gotchas:", "Try it:", "Keywords:", "Related:")
+
+MAX_ECHO = 60  # characters of a wrong name that the answer repeats
 
 SERVER_VARIABLES = ("DATABASE_URL", "REDIS_URL", "MONGODB_URL")
 
@@ -115,7 +124,8 @@ class Recipe:
     @property
     def servers(self) -> tuple[str, ...]:
         """The server variables it reads, such as `DATABASE_URL`."""
-        return tuple(name for name in SERVER_VARIABLES if f'"{name}"' in self.source)
+        quoted = set(re.findall(r"""["'](\w+)["']""", self.source))
+        return tuple(name for name in SERVER_VARIABLES if name in quoted)
 
     @property
     def naive_path(self) -> Path:
@@ -138,14 +148,31 @@ def recipe_paths(root: Path = RECIPES) -> list[Path]:
     return sorted(paths, key=lambda path: (order.get(path.parent.name, 99), path))
 
 
-@cache
 def recipes() -> tuple[Recipe, ...]:
-    """All recipes of the repository.
+    """All recipes of the repository that can be read."""
+    return _read()[0]
 
-    Raises:
-        Problem: A module does not have the form of a recipe.
-    """
-    return tuple(parse(path) for path in recipe_paths())
+
+def problems() -> tuple[Problem, ...]:
+    """One for each recipe that cannot be read: `check` and CI fail on any."""
+    return _read()[1]
+
+
+@cache
+def _read() -> tuple[tuple[Recipe, ...], tuple[Problem, ...]]:
+    found: list[Recipe] = []
+    broken: list[Problem] = []
+    for path in recipe_paths():
+        try:
+            found.append(parse(path))
+        except Problem as problem:
+            broken.append(problem)
+    return tuple(found), tuple(broken)
+
+
+def reread() -> None:
+    """Forget what was read, for a server that renews its pages."""
+    _read.cache_clear()
 
 
 def find(name: str) -> Recipe:
@@ -162,10 +189,10 @@ def find(name: str) -> Recipe:
     if len(same_stem) == 1:
         return parse(same_stem[0])
     candidates = [*by_name, *(path.stem for path in by_name.values())]
-    near = difflib.get_close_matches(wanted, candidates, n=3, cutoff=0.5)
+    near = difflib.get_close_matches(wanted.lower(), candidates, n=3, cutoff=0.5)
     names = [n for n in by_name if n in near or n.partition("/")[2] in near]
     hint = f"Did you mean {' or '.join(names)}?" if names else "See `recipes list`."
-    raise UnknownRecipe(f"No recipe is called {name!r}. {hint}")
+    raise UnknownRecipe(f"No recipe is called {name[:MAX_ECHO]!r}. {hint}")
 
 
 def parse(path: Path) -> Recipe:
@@ -174,17 +201,18 @@ def parse(path: Path) -> Recipe:
     Raises:
         Problem: The first thing that is not as CONTRIBUTING describes it.
     """
-    source = path.read_text("utf-8")
+    source = _source(path)
     try:
         module = ast.parse(source)
     except SyntaxError as error:
         raise Problem(path, error.lineno or 1, f"does not parse: {error.msg}") from None
     docstring = ast.get_docstring(module)
-    if docstring is None:
+    if not docstring:
         raise Problem(path, 1, "add a module docstring: title, use when, gotchas …")
     first = module.body[0]
     header = _header(path, source)
     prose = _Prose(path, first.lineno, docstring.splitlines())
+    prose.check_sections()
     pattern, evidence = _split_code(path, source, first.end_lineno or first.lineno)
     return Recipe(
         path=path,
@@ -198,13 +226,25 @@ def parse(path: Path) -> Recipe:
         keywords=prose.names("Keywords:"),
         related=prose.names("Related:"),
         requires_python=str(header.get("requires-python", "")),
-        dependencies=tuple(header.get("dependencies", ())),
+        dependencies=_dependencies(path, source, header),
         pattern=pattern,
         evidence=evidence,
     )
 
 
-def _header(path: Path, source: str) -> dict[str, list[str] | str]:
+def _source(path: Path) -> str:
+    try:
+        source = path.read_bytes().decode()  # reading as text would hide line ends
+    except UnicodeDecodeError as error:
+        raise Problem(path, 1, f"is not UTF-8: {error.reason}") from None
+    before, found, _ = source.partition("\r")
+    if found:
+        line = before.count("\n") + 1
+        raise Problem(path, line, "end lines with LF alone: this one has a CR")
+    return source
+
+
+def _header(path: Path, source: str) -> dict[str, Any]:
     """The PEP 723 block at the top."""
     match = re.match(r"# /// script\n((?:#(?: .*)?\n)+?)# ///\n", source)
     if match is None:
@@ -214,6 +254,19 @@ def _header(path: Path, source: str) -> dict[str, list[str] | str]:
         return tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise Problem(path, 1, f"the PEP 723 header is not TOML: {error}") from None
+
+
+def _dependencies(path: Path, source: str, header: dict[str, Any]) -> tuple[str, ...]:
+    found = header.get("dependencies", [])
+    line = source.partition("dependencies")[0].count("\n") + 1
+    if not (isinstance(found, list) and all(isinstance(text, str) for text in found)):
+        raise Problem(path, line, 'write `dependencies = ["…"]`: a list of strings')
+    for text in found:
+        try:
+            Requirement(text)
+        except InvalidRequirement:
+            raise Problem(path, line, f"{text!r} is no requirement") from None
+    return tuple(found)
 
 
 def _split_code(path: Path, source: str, docstring_end: int) -> tuple[str, str]:
@@ -239,10 +292,26 @@ class _Prose:
         return Problem(self.path, self.start + index, message)
 
     def find(self, prefix: str) -> int:
+        found = [n for n, line in enumerate(self.lines) if line.startswith(prefix)]
+        if not found:
+            raise self.problem(0, f"the docstring needs a line that starts `{prefix}`")
+        if len(found) > 1:
+            raise self.problem(found[1], f"this is the second `{prefix}`: keep one")
+        return found[0]
+
+    def check_sections(self) -> None:
+        """Each section once, in order, whole: a page drops what is in between."""
+        starts = [self.find(label) for label in SECTIONS]
+        for before, after in pairwise(starts):
+            if after < before:
+                message = f"this belongs above `{self.lines[before]}`"
+                raise self.problem(after, message)
+        last = ""  # line that is not blank
         for index, line in enumerate(self.lines):
-            if line.startswith(prefix):
-                return index
-        raise self.problem(0, f"the docstring needs a line that starts `{prefix}`")
+            alone = index > starts[0] and line and not self.lines[index - 1]
+            if alone and not line.startswith(SECTIONS) and last not in SECTIONS:
+                raise self.problem(index, "a blank line cuts this off its section")
+            last = line or last
 
     def title(self) -> str:
         title = self.lines[0]

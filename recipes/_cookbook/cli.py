@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 from rich.syntax import Syntax
-from rich.table import Table
+from rich.table import Column, Table
 
 from recipes._cookbook import catalogue, rules, servers, skill
 from recipes._cookbook.catalogue import Problem, UnknownRecipe
@@ -31,12 +31,26 @@ Name = Annotated[str, typer.Argument(metavar="NAME", help="Such as `sse/feed`.")
 
 def main() -> None:
     """Run the command line; an error that a person can mend is one line."""
-    # SIGTERM unwinds the stack like Ctrl-C does, so that servers are stopped.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _unwind)
     try:
         app()
     except (Problem, UnknownRecipe, servers.ServerError, OSError) as error:
         fail(str(error))
+    except KeyboardInterrupt:
+        sys.exit(128 + signal.SIGINT)
+
+
+def _unwind(number: int, _: object) -> None:
+    """End by an exception, so that servers are stopped; that takes two seconds.
+
+    A second signal would cut it short and leave servers behind, so it is ignored.
+    """
+    for each in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(each, signal.SIG_IGN)
+    if number == signal.SIGINT:
+        raise KeyboardInterrupt
+    sys.exit(128 + number)
 
 
 def fail(message: str) -> None:
@@ -49,14 +63,20 @@ def fail(message: str) -> None:
 def list_recipes(
     as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
 ) -> None:
-    """List all recipes: topic, name, title."""
+    """List all recipes; in a pipe, name, tab and title are one line each."""
     found = catalogue.recipes()
     if as_json:
         keys = ("topic", "name", "title", "use_when", "not_when", "keywords")
         rows = [{key: getattr(recipe, key) for key in keys} for recipe in found]
         typer.echo(json.dumps(rows, indent=2))
         return
-    table = Table("topic", "name", "title", box=None)
+    if not console.is_terminal:
+        for recipe in found:
+            typer.echo(f"{recipe.name}\t{recipe.title}")
+        return
+    longest = max((len(recipe.name) for recipe in found), default=0)
+    name = Column("name", no_wrap=True, min_width=longest)
+    table = Table("topic", name, "title", box=None)
     for recipe in found:
         table.add_row(catalogue.TOPICS[recipe.topic], recipe.name, recipe.title)
     console.print(table)
@@ -142,7 +162,7 @@ def install(
     if target.is_dir() and skill.installed(target):
         typer.echo(f"{target} is up to date")
         return
-    if target.exists() and not force:
+    if (target.exists() or target.is_symlink()) and not force:
         if not sys.stdin.isatty():
             fail(f"{target} holds other content: use --force to replace it.")
         typer.confirm(f"{target} holds other content. Replace it?", abort=True)

@@ -5,7 +5,7 @@ import importlib
 import logging
 import os
 from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,10 +14,11 @@ from fastapi import FastAPI
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from recipes._cookbook.catalogue import Recipe, recipes
+from recipes._cookbook.catalogue import Recipe, problems, recipes
 from recipes._cookbook.servers import Servers
 
 START_SECONDS = 30.0
+PATIENCE_SECONDS = 2.0  # for all recipes: uvicorn hears no signal meanwhile
 STOP_SECONDS = 1.0
 
 logger = logging.getLogger("uvicorn.error")
@@ -29,22 +30,26 @@ def live_app(site: Path, servers: Servers) -> FastAPI:
     The status is `{"recipes": {"sse/feed": null}}`: null for one that runs, else
     one line that says why it does not.
     """
-    hosted = [Hosted(recipe) for recipe in recipes()]
+    hosted = [Hosted(recipe, servers) for recipe in recipes()]
+    unread = {f"{p.path.parent.name}/{p.path.stem}": str(p) for p in problems()}
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        for one in hosted:  # in turn: each reads the environment that is set for it
-            await one.start(servers)
-        try:
-            yield
-        finally:
-            await asyncio.gather(*(one.stop() for one in hosted))
+        with _environment(servers.urls):  # where the recipes read it
+            starts = [asyncio.create_task(one.start()) for one in hosted]
+            if starts:  # who needs longer goes on in the background
+                await asyncio.wait(starts, timeout=PATIENCE_SECONDS)
+            try:
+                yield
+            finally:
+                await asyncio.gather(*(one.stop() for one in hosted), *starts)
 
     app = FastAPI(lifespan=lifespan, openapi_url=None)
 
     @app.get("/live/status.json")
     async def status() -> dict[str, dict[str, str | None]]:
-        return {"recipes": {one.recipe.name: one.error for one in hosted}}
+        found = {one.recipe.name: one.error for one in hosted}
+        return {"recipes": found | unread}
 
     for one in hosted:
         app.mount(f"/live/{one.recipe.name}", one)
@@ -61,32 +66,25 @@ class Hosted:
     """
 
     recipe: Recipe
-    error: str | None = "It has not been started."
+    servers: Servers
+    error: str | None = "It is still starting."
     _app: ASGIApp | None = None
     _state: Mapping[str, Any] = field(default_factory=dict)
     _task: asyncio.Task[None] | None = None
+    _settled: asyncio.Event = field(default_factory=asyncio.Event)
     _stop: asyncio.Event = field(default_factory=asyncio.Event)
 
-    async def start(self, servers: Servers) -> None:
-        missing = [n for n in self.recipe.servers if n not in servers.urls]
+    async def start(self) -> None:
+        """Return when it runs, or when it is known that it does not."""
+        urls, errors = self.servers.urls, self.servers.errors
+        missing = [name for name in self.recipe.servers if name not in urls]
         if missing:
-            self.error = servers.errors.get(missing[0], f"{missing[0]} is not set.")
-            return
-        started: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        with _environment({n: servers.urls[n] for n in self.recipe.servers}):
-            self._task = asyncio.create_task(self._live(started))
-            try:
-                async with asyncio.timeout(START_SECONDS):
-                    await started
-            except TimeoutError:
-                self.error = f"It did not start within {START_SECONDS:.0f} seconds."
-                self._task.cancel()
-            except Exception as error:  # noqa: BLE001 - a recipe may raise anything
-                self.error = _one_line(error)
-            else:
-                self.error = None
+            self.error = errors.get(missing[0], f"{missing[0]} is not set.")
+        else:
+            self._task = asyncio.create_task(self._live())
+            await self._settled.wait()
         if self.error:
-            logger.warning("%s could not start: %s", self.recipe.name, self.error)
+            logger.warning("%s does not run: %s", self.recipe.name, self.error)
 
     async def stop(self) -> None:
         self._stop.set()
@@ -94,25 +92,26 @@ class Hosted:
             return
         done, _ = await asyncio.wait([self._task], timeout=STOP_SECONDS)
         if not done:
-            logger.warning("%s did not stop in time", self.recipe.name)
             self._task.cancel()
             await asyncio.wait([self._task], timeout=STOP_SECONDS)
+        self._settled.set()
 
-    async def _live(self, started: "asyncio.Future[None]") -> None:
+    async def _live(self) -> None:
+        """Be the lifespan, from its start to its end."""
         try:
             name = f"recipes.{self.recipe.topic}.{self.recipe.stem}"
             app: FastAPI = importlib.import_module(name).app
-            async with app.router.lifespan_context(app) as state:
-                self._app, self._state = app, state or {}
-                if not started.done():  # else it was given up in this turn of the loop
-                    started.set_result(None)
+            async with AsyncExitStack() as stack:
+                lifespan = app.router.lifespan_context(app)
+                async with asyncio.timeout(START_SECONDS):
+                    state = await stack.enter_async_context(lifespan)
+                self._app, self._state, self.error = app, state or {}, None
+                self._settled.set()
                 await self._stop.wait()
-        except (Exception, SystemExit) as error:  # noqa: BLE001 - see the class
-            if started.done():
-                self.error = _one_line(error)
-                logger.warning("%s: %s", self.recipe.name, self.error)
-            else:
-                started.set_exception(RuntimeError(_one_line(error)))
+        except BaseException as error:  # noqa: BLE001 - a recipe may raise anything
+            self.error = _one_line(error)
+        finally:
+            self._settled.set()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve with the recipe's own lifespan state in the place of ours."""
@@ -148,4 +147,4 @@ def _environment(variables: Mapping[str, str]) -> Iterator[None]:
 
 def _one_line(error: BaseException) -> str:
     lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+    return lines[0] if lines else f"It raised {type(error).__name__}."

@@ -14,7 +14,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from recipes._cookbook.catalogue import ROOT, TOPICS, Recipe, Request, recipes
+from recipes._cookbook.catalogue import (
+    ROOT,
+    TOPICS,
+    Problem,
+    Recipe,
+    Request,
+    problems,
+    recipes,
+)
 
 DOCS = ROOT / "docs"
 INDEX = "recipes/index.md"
@@ -53,6 +61,8 @@ def generated(repo_url: str = "") -> Iterator[Generated]:
         yield Generated(_uri(recipe), page(recipe, repo_url), recipe.path)
         download = f"recipes/{recipe.name}.py"
         yield Generated(download, recipe.source, recipe.path)
+    for problem in problems():
+        yield _broken(problem)
     yield Generated(INDEX, index(), ROOT / "recipes")
     written = DOCS / "catalogue.md"
     yield Generated("catalogue.md", catalogue(written.read_text("utf-8")), written)
@@ -62,13 +72,26 @@ def generated(repo_url: str = "") -> Iterator[Generated]:
     yield Generated(STATUS, NOTHING_RUNS, Path(__file__))
 
 
+def _broken(problem: Problem) -> Generated:
+    """In the place of the page of a recipe that cannot be read."""
+    path = problem.path
+    text = f"# {path.stem}\n\nThis recipe cannot be read.\n\n```\n{problem}\n```\n"
+    return Generated(f"recipes/{path.parent.name}/{path.stem}.md", text, path)
+
+
 def write(directory: Path) -> None:
     """Write a complete docs folder: hand-written pages, assets and generated files.
 
     Files that are there already are replaced, and none is deleted.
     """
+    if directory.resolve().is_relative_to(DOCS):
+        raise OSError(f"{directory} holds the pages' sources: name another folder.")
     hooks = shutil.ignore_patterns("_*")
-    shutil.copytree(DOCS, directory, ignore=hooks, dirs_exist_ok=True)
+    try:
+        shutil.copytree(DOCS, directory, ignore=hooks, dirs_exist_ok=True)
+    except shutil.Error as error:  # its text is the list of all that went wrong
+        [(_, _, reason), *_] = error.args[0]
+        raise OSError(reason) from None
     for made in generated():
         path = directory / made.uri
         path.parent.mkdir(parents=True, exist_ok=True)

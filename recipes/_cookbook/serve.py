@@ -13,10 +13,11 @@ import uvicorn
 from rich.console import Console
 
 from recipes._cookbook import servers
-from recipes._cookbook.catalogue import ROOT, SERVER_VARIABLES, Problem
+from recipes._cookbook.catalogue import ROOT, SERVER_VARIABLES
 from recipes._cookbook.live import live_app
 
 GRACE_SECONDS = 1  # an open stream may not hold up Ctrl-C
+STOP_SECONDS = 2.5
 
 
 class ServeError(servers.ServerError):
@@ -33,7 +34,8 @@ def serve(host: str, port: int, console: Console) -> None:
         url = _url(host, listener.getsockname()[1])
         site = Path(folder, "site")
         with _starting(console) as found:
-            build_site(site, url)
+            for complaint in build_site(site, url):
+                console.print(f"[yellow]![/] {complaint}", markup=True)
             console.print("[green]✓[/] site")
             _serve(listener, url, site, found, console)
 
@@ -48,12 +50,10 @@ def _starting(console: Console) -> Iterator[servers.Servers]:
             if name in found.errors:
                 console.print(f"[red]✗[/] {label}: {found.errors[name]}")
             else:
-                source = f"{name} is set" if name in os.environ else found.urls[name]
+                is_given = os.environ.get(name)
+                source = f"{name} is set" if is_given else found.urls[name]
                 console.print(f"[green]✓[/] {label}: {source}")
-        try:
-            yield found
-        finally:  # a second Ctrl-C must not leave half of the servers behind
-            signal.signal(signal.SIGINT, signal.SIG_IGN)
+        yield found
 
 
 @contextmanager
@@ -61,6 +61,9 @@ def _listener(host: str, port: int) -> Iterator[socket.socket]:
     """Bind before the slow work, so that a taken port is told at once."""
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+    except (OSError, UnicodeError):  # the second for a label that is too long
+        raise ServeError(f"There is no host {host!r}. Try another `--host`.") from None
+    try:
         listener = socket.create_server((host, port), family=family)
     except OSError as error:
         reason = os.strerror(error.errno) if error.errno else str(error)
@@ -78,11 +81,13 @@ def _url(host: str, port: int) -> str:
     return f"http://{shown}:{port}/"
 
 
-def build_site(site: Path, url: str) -> None:
-    """Build the pages into `site` for the address `url`.
+def build_site(site: Path, url: str) -> list[str]:
+    """Build the pages into `site` for the address `url`; what is wrong with them.
+
+    A page with a fault is no reason to show none: CI builds strictly.
 
     Raises:
-        ServeError: With what mkdocs complains about.
+        ServeError: There is no site; with what mkdocs complains about.
     """
     os.environ.setdefault("NO_MKDOCS_2_WARNING", "1")
     from mkdocs.commands.build import build
@@ -94,14 +99,15 @@ def build_site(site: Path, url: str) -> None:
     try:
         # Instant navigation works only where site_url is the address served.
         config = load_config(
-            str(ROOT / "mkdocs.yml"), site_dir=str(site), site_url=url, strict=True
+            str(ROOT / "mkdocs.yml"), site_dir=str(site), site_url=url, strict=False
         )
         build(config)
-    except (MkDocsException, Problem) as error:
+    except MkDocsException as error:
         reason = "; ".join(complaints.lines) or str(error)
         raise ServeError(f"The site does not build: {reason}") from None
     finally:
         logging.getLogger("mkdocs").removeHandler(complaints)
+    return complaints.lines
 
 
 class _Complaints(logging.Handler):
@@ -130,7 +136,8 @@ def _serve(
             console.print("Stopping …")
             # Streams that are cut off now would be logged with their tracebacks.
             logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
-            await super().shutdown(sockets)
+            with _alarm():
+                await super().shutdown(sockets)
 
     config = uvicorn.Config(
         live_app(site, found),
@@ -138,3 +145,21 @@ def _serve(
         timeout_graceful_shutdown=GRACE_SECONDS,
     )
     Server(config).run(sockets=[listener])
+
+
+@contextmanager
+def _alarm() -> Iterator[None]:
+    """Break off a recipe that blocks the event loop in its shutdown."""
+    if not hasattr(signal, "setitimer"):  # Windows
+        yield
+        return
+
+    def break_off(*_: object) -> None:
+        raise SystemExit(1)
+
+    signal.signal(signal.SIGALRM, break_off)
+    signal.setitimer(signal.ITIMER_REAL, STOP_SECONDS, 0.2)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)

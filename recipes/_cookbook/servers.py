@@ -13,6 +13,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -57,19 +58,50 @@ def available(variables: tuple[str, ...]) -> Iterator[Servers]:
     urls = {name: os.environ[name] for name in variables if os.environ.get(name)}
     errors: dict[str, str] = {}
     wanted = [name for name in variables if name not in urls]
-    with contextlib.ExitStack() as stack:
-        managers = {name: KINDS[name].start() for name in wanted}
-        with ThreadPoolExecutor(max_workers=max(1, len(wanted))) as threads:
+    managers = {name: KINDS[name].start() for name in wanted}
+    running: list[contextlib.AbstractContextManager[str]] = []
+    try:
+        with _signals_wait(), ThreadPoolExecutor() as threads:
             starts = {n: threads.submit(m.__enter__) for n, m in managers.items()}
-        for name, start in starts.items():
-            if not start.exception():
-                stack.push(managers[name].__exit__)
+            for name, start in starts.items():
+                if start.exception() is None:
+                    running.append(managers[name])
         for name, start in starts.items():  # not before all that run will be stopped
             try:
                 urls[name] = start.result()
             except ServerError as error:
                 errors[name] = str(error)
         yield Servers(urls, errors)
+    finally:
+        with _signals_wait(), ThreadPoolExecutor() as threads:
+            for manager in running:
+                threads.submit(manager.__exit__, None, None, None)
+
+
+_interrupted = threading.Event()
+
+
+@contextlib.contextmanager
+def _signals_wait() -> Iterator[None]:
+    """Hold back SIGINT and SIGTERM: raised in a start, they orphan servers."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    seen: list[int] = []
+
+    def note(number: int, _: object) -> None:
+        seen.append(number)
+        _interrupted.set()
+
+    before = {s: signal.signal(s, note) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        _interrupted.clear()
+        if seen:
+            signal.raise_signal(seen[0])
 
 
 @contextlib.contextmanager
@@ -255,6 +287,8 @@ def _wait(
 ) -> bool:
     deadline = time.monotonic() + START_SECONDS
     while process.poll() is None and time.monotonic() < deadline:
+        if _interrupted.is_set():
+            return False
         if ready(port):
             return True
         time.sleep(0.02)

@@ -7,7 +7,14 @@ from filecmp import cmp
 from itertools import groupby
 from pathlib import Path
 
-from recipes._cookbook.catalogue import RECIPES, ROOT, TOPICS, Problem, recipes
+from recipes._cookbook.catalogue import (
+    RECIPES,
+    ROOT,
+    TOPICS,
+    Problem,
+    problems,
+    recipes,
+)
 
 SKILL = ROOT / "skills" / "fastapi-async-patterns"
 INDEX_START = "<!-- index: `recipes sync` writes what is between these lines -->"
@@ -18,7 +25,13 @@ _IGNORED = shutil.ignore_patterns("__pycache__", ".*")
 
 
 def sync() -> list[Path]:
-    """Bring the skill folder up to date; the files that changed."""
+    """Bring the skill folder up to date; the files that changed.
+
+    Raises:
+        Problem: A recipe cannot be read.
+    """
+    for problem in problems():
+        raise problem
     changed = []
     for path, content in _expected().items():
         if not path.exists() or path.read_bytes() != content:
