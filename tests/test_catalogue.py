@@ -1,5 +1,6 @@
 """Each rule of a recipe: it holds for all, and a broken one is named with its line."""
 
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -70,6 +71,12 @@ def append(text: str) -> Edit:
     return lambda source: source + text
 
 
+def below(statement: str, use: str) -> Edit:
+    """The pattern uses what only the evidence defines."""
+    edit = replace("HISTORY = 1000", f"HISTORY = {use}")
+    return lambda source: f"{edit(source)}\n{statement}\n"
+
+
 # What is broken, words of the line that is named, words of the advice.
 BROKEN: dict[str, tuple[Edit, str, str]] = {
     "no header": (replace("# /// script\n", ""), "# requires", "PEP 723 header"),
@@ -79,9 +86,20 @@ BROKEN: dict[str, tuple[Edit, str, str]] = {
     "unknown package": (
         replace('0.165"]', '0.165", "quart>=1"]'), "quart", "add 'quart>=1' to"
     ),
+    "no requirement": (replace(">=0.165", " >>> 1"), "fastapi", "is no requirement"),
+    "a number required": (
+        replace('["fastapi[standard]>=0.165"]', "[1]"), "[1]", "list of strings"
+    ),
+    "not a list": (
+        replace('["fastapi[standard]>=0.165"]', '"fastapi"'), "fastapi", "list of"
+    ),
+    "CRLF": (lambda s: s.replace("\n", "\r\n"), "# /// script", "CR"),
+    "a CR": (replace("HISTORY = 1000", "HISTORY = 1000\r"), "HISTORY", "CR"),
     "syntax": (replace("import asyncio\n", "import asyncio as\n"), "asyncio", "parse"),
     "no docstring": (lambda s: "".join(s.split('"""', 2)[::2]), "#",
                      "add a module docstring"),
+    "empty docstring": (lambda s: '""""""'.join(s.split('"""', 2)[::2]), "#",
+                        "add a module docstring"),
     "no title": (replace(f"{TITLE}.", "Feed."), "Feed.", "title"),
     "no period": (replace("a dropped connection.", "a break"), "a break", "title"),
     "no use when": (replace("**Use when**", "Use when"), '"""', "**Use when**"),
@@ -102,10 +120,38 @@ BROKEN: dict[str, tuple[Edit, str, str]] = {
                           "does not exist"),
     "no evidence line": (replace(EVIDENCE, ""), "", EVIDENCE),
     "two evidence lines": (append(f"\n{EVIDENCE}\n"), EVIDENCE, "exactly one"),
+    "two gotchas": (
+        replace("Keywords:", "Gotchas:\n\n- More.\n\nKeywords:"), "Gotchas:", "second"
+    ),
+    "gotchas cut": (replace("- Not covered", "\n- Not covered"), "- Not", "cuts"),
+    "text after not when": (
+        replace("Gotchas:", "More words.\n\nGotchas:"), "More", "cuts"
+    ),
+    "keywords cut": (replace("Related:", "\nmore, words\nRelated:"), "more", "cuts"),
+    "sections swapped": (
+        lambda s: re.sub(r"(Keywords.*\n)(Related.*\n)", r"\2\1", s),
+        "Related:", "below `Keywords",
+    ),
     "no app": (replace("app = FastAPI(", "api = FastAPI("), "", "assign `app"),
+    "app is None": (
+        replace("app = FastAPI(lifespan=lifespan)", "app = None"), "", "assign `app"
+    ),
+    "app is only declared": (
+        replace("app = FastAPI(lifespan=lifespan)", "app: FastAPI"), "", "assign `app"
+    ),
     "no main": (replace("def main()", "def proof()"), "", "define main()"),
     "no main guard": (
         replace('if __name__ == "__main__":\n    main()', "main"), "", "__name__"
+    ),
+    "main guard in a comment": (
+        replace('if __name__ == "__main__":\n    main()',
+                '# if __name__ == "__main__":'), "", "__name__",
+    ),
+    "main guard that does not call main": (
+        replace("    main()\n", "    pass\n"), "", "__name__"
+    ),
+    "evidence that says nothing": (
+        lambda s: re.sub("# > .*", "# > ", s), "", "--update-examples"
     ),
     "no printed evidence": (lambda s: s.replace("# > ", "# "), "", "--update-examples"),
     "too many lines": (append("\n" * 150), "", "at most 150"),
@@ -132,11 +178,45 @@ BROKEN: dict[str, tuple[Edit, str, str]] = {
         replace("class Feed:", 'import os\nclass Feed:\n    H = os.getenv("X")'),
         "H =", "lifespan",
     ),
+    "environ by another name": (
+        replace("HISTORY = 1000", "from os import environ as e\nH = e"),
+        "H =", "lifespan",
+    ),
+    "environment in a default": (
+        replace("HISTORY = 1000", 'import os\ndef f(x=os.getenv("X")) -> None: ...'),
+        "def f", "lifespan",
+    ),
+    "environment in a keyword's default": (
+        replace("HISTORY = 1000", 'import os\nF = lambda *, x=os.environb: x'),
+        "F =", "lifespan",
+    ),
+    "environment in a decorator": (
+        replace('@app.post("/events"', 'import os\n@app.post(os.environ["X"]'),
+        "@app.post", "lifespan",
+    ),
+    "expandvars": (
+        replace("HISTORY = 1000", 'import os\nH = os.path.expandvars("$H")'),
+        "H =", "lifespan",
+    ),
+    "demo by annotated assignment": (
+        below("LIMIT: int = 1", "LIMIT"), "= LIMIT", "'LIMIT'"
+    ),
+    "demo by import": (below("import json as j", "j"), "= j", "'j'"),
+    "demo by tuple": (below("(A, B) = 1, 2", "B"), "= B", "'B'"),
+    "demo mark in a string": (
+        replace("HISTORY = 1000", 'HISTORY = main, "# demo"'), "HISTORY", "# demo"
+    ),
+    "demo mark in a remark": (
+        replace("HISTORY = 1000", "HISTORY = main  # no # demo"), "HISTORY", "# demo"
+    ),
     "demo without its mark": (
         replace("HISTORY = 1000", "HISTORY = main"), "HISTORY = main", "# demo"
     ),
     "server without advice": (
         replace("HISTORY = 1000", 'NAME = "REDIS_URL"'), "REDIS_URL", "example URL"
+    ),
+    "server in single quotes": (
+        replace("HISTORY = 1000", "NAME = 'REDIS_URL'"), "REDIS_URL", "example URL"
     ),
 }  # fmt: skip
 
@@ -159,6 +239,41 @@ def problems_of(path: Path, source: str) -> list[Problem]:
     except Problem as problem:
         return [problem]
     return rules.check(recipe)
+
+
+def test_what_runs_later_may_read_the_environment(tmp_path: Path) -> None:
+    later = "import os\nF = lambda: os.environ\ndef f(g=lambda: os.environ): ..."
+    source = replace("HISTORY = 1000", f"HISTORY = 1000\n{later}")(GOOD.read_text())
+    assert problems_of(tmp_path / "sse" / "feed.py", source) == []
+
+
+def test_a_recipe_that_is_not_utf_8_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "feed.py"
+    path.write_bytes(GOOD.read_bytes() + b"# caf\xe9\n")
+    with pytest.raises(Problem, match="is not UTF-8"):
+        parse(path)
+
+
+def test_modules_that_nothing_would_list_are_named(tmp_path: Path) -> None:
+    fine = ["__init__.py", "__main__.py", "_cookbook/deep/x.py", "sse/feed.py"]
+    stray = ["_hidden/x.py", "sse/__init__.py", "sse/deep/x.py", "x.py"]
+    for name in fine + stray:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    found = [p.path.relative_to(tmp_path).as_posix() for p in rules.strays(tmp_path)]
+    assert found == stray
+
+
+def test_strays_are_looked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stray = Problem(tmp_path, 1, "stray")
+    monkeypatch.setattr(rules, "strays", lambda: [stray])
+    assert stray in rules.check_all()
+
+
+@pytest.mark.parametrize("stem", ["my-feed", "Feed", "1feed", "_feed"])
+def test_a_stem_that_is_no_module_name_is_named(tmp_path: Path, stem: str) -> None:
+    problems = problems_of(tmp_path / "sse" / f"{stem}.py", GOOD.read_text())
+    assert any("lower_case" in p.message for p in problems)
 
 
 def test_the_unchanged_copy_breaks_no_rule(tmp_path: Path) -> None:
@@ -191,7 +306,7 @@ def test_find_takes_the_usual_spellings(name: str) -> None:
     assert find(name).name == "sse/feed"
 
 
-@pytest.mark.parametrize("name", ["sse/fed", "feeed", "ssefeed"])
+@pytest.mark.parametrize("name", ["sse/fed", "feeed", "ssefeed", "SSE/FEED"])
 def test_find_suggests_the_nearest(name: str) -> None:
     with pytest.raises(UnknownRecipe, match=r"Did you mean .*sse/feed"):
         find(name)
@@ -200,6 +315,12 @@ def test_find_suggests_the_nearest(name: str) -> None:
 def test_find_has_no_suggestion_for_nonsense() -> None:
     with pytest.raises(UnknownRecipe, match="See `recipes list`"):
         find("zzzzzz")
+
+
+def test_find_does_not_echo_a_long_name() -> None:
+    with pytest.raises(UnknownRecipe) as caught:
+        find("z" * 5000)
+    assert len(str(caught.value)) < 120
 
 
 IMPORT = """

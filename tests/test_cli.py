@@ -38,7 +38,19 @@ def test_without_a_command_it_shows_the_help() -> None:
 def test_list_has_every_recipe() -> None:
     done = recipes_command("list")
     assert done.returncode == 0
-    assert all(f"/{path.stem} " in done.stdout for path in recipe_paths())
+    rows = [line.split("\t") for line in done.stdout.splitlines()]
+    names = [f"{path.parent.name}/{path.stem}" for path in recipe_paths()]
+    assert [name for name, _ in rows] == names
+
+
+def test_list_in_a_narrow_terminal_has_whole_names(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "40")
+    listed = recipes_command("list").stdout
+    for path in recipe_paths():
+        assert f" {path.parent.name}/{path.stem} " in listed
 
 
 def test_list_as_json() -> None:
@@ -96,6 +108,21 @@ def test_docs_refuses_a_file(tmp_path: Path) -> None:
     assert len(done.stderr.splitlines()) == 1
 
 
+@pytest.mark.parametrize("directory", [ROOT / "docs", ROOT / "docs/new"])
+def test_docs_refuses_its_own_sources(directory: Path) -> None:
+    done = recipes_command("docs", directory)
+    assert done.returncode == 1
+    assert done.stderr.endswith("name another folder.\n")
+    assert not (ROOT / "docs/new").exists()
+
+
+def test_docs_where_it_may_not_write_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "assets").write_text("")
+    done = recipes_command("docs", tmp_path)
+    assert done.returncode == 1
+    assert done.stderr == f"[Errno 17] File exists: '{tmp_path / 'assets'}'\n"
+
+
 def test_install_goes_to_the_home_folder(tmp_path: Path) -> None:
     done = recipes_command("install", home=tmp_path)
     target = tmp_path / ".claude/skills/fastapi-async-patterns"
@@ -120,6 +147,15 @@ def test_install_asks_before_it_replaces_other_content(tmp_path: Path) -> None:
     forced = recipes_command("install", tmp_path, "--force")
     assert forced.returncode == 0, forced.stderr
     assert skill.installed(target)
+
+
+def test_install_asks_before_it_replaces_a_link_to_nowhere(tmp_path: Path) -> None:
+    target = tmp_path / "fastapi-async-patterns"
+    target.symlink_to(tmp_path / "nowhere")
+    refused = recipes_command("install", tmp_path, stdin="")
+    assert refused.returncode == 1
+    assert "use --force to replace it." in refused.stderr
+    assert target.is_symlink()
 
 
 def test_install_where_it_may_not_write_is_one_line(tmp_path: Path) -> None:

@@ -10,7 +10,6 @@ import re
 import tomllib
 from dataclasses import dataclass
 from functools import cache
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -302,10 +301,9 @@ class _Prose:
     def check_sections(self) -> None:
         """Each section once, in order, whole: a page drops what is in between."""
         starts = [self.find(label) for label in SECTIONS]
-        for before, after in pairwise(starts):
+        for label, before, after in zip(SECTIONS, starts, starts[1:], strict=False):
             if after < before:
-                message = f"this belongs above `{self.lines[before]}`"
-                raise self.problem(after, message)
+                raise self.problem(after, f"this belongs below `{label}`")
         last = ""  # line that is not blank
         for index, line in enumerate(self.lines):
             alone = index > starts[0] and line and not self.lines[index - 1]

@@ -1,18 +1,22 @@
 """What holds for every recipe beyond its form, checked without importing it."""
 
 import ast
+import io
 import re
 import sys
+import tokenize
 import tomllib
 from collections.abc import Iterator, Mapping
 from functools import cache
 from importlib.metadata import PackageNotFoundError, packages_distributions, requires
+from pathlib import Path
 
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from recipes._cookbook.catalogue import (
     EVIDENCE,
+    RECIPES,
     ROOT,
     TOPICS,
     Problem,
@@ -27,18 +31,28 @@ CHARACTERS_PER_TOKEN = 4
 MIN_KEYWORDS = 3
 
 _DRIVER = re.compile(r"(?:postgresql|sqlite|mysql)\+(\w+)")
-_ENVIRONMENT = {"environ", "getenv"}
+_ENVIRONMENT = {"environ", "environb", "getenv", "getenvb", "expandvars"}
+
+_Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 
 def check_all() -> list[Problem]:
     """Every broken rule of every recipe of the repository."""
-    problems: list[Problem] = []
+    problems = list(strays())
     for path in recipe_paths():
         try:
             problems += check(parse(path))
         except Problem as problem:
             problems.append(problem)
     return problems
+
+
+def strays(root: Path = RECIPES) -> Iterator[Problem]:
+    """Modules that nothing would list, test or copy."""
+    machinery = {root / "__init__.py", root / "__main__.py"}
+    machinery |= set((root / "_cookbook").rglob("*.py"))
+    for path in sorted({*root.rglob("*.py")} - machinery - {*recipe_paths(root)}):
+        yield Problem(path, 1, "is no recipe: name it recipes/<topic>/<pattern>.py")
 
 
 def check(recipe: Recipe) -> list[Problem]:
@@ -80,6 +94,9 @@ def _names(recipe: Recipe) -> Iterator[Problem]:
     if recipe.topic not in TOPICS:
         message = f"unknown topic {recipe.topic!r}: use one of {', '.join(TOPICS)}"
         yield Problem(recipe.path, 1, message)
+    if not re.fullmatch("[a-z][a-z0-9_]*", recipe.stem):
+        message = f"name the file in lower_case, as a module: not {recipe.stem!r}"
+        yield Problem(recipe.path, 1, message)
     if recipe.stem in sys.stdlib_module_names | _distributions().keys():
         message = (
             f"a script's folder comes first on sys.path: {recipe.stem!r} would hide "
@@ -100,30 +117,35 @@ def _references(recipe: Recipe) -> Iterator[Problem]:
 
 
 def _shape(recipe: Recipe, tree: ast.Module) -> Iterator[Problem]:
-    assigned = {
-        target.id
+    made = {
+        name
         for node in tree.body
         if isinstance(node, ast.Assign | ast.AnnAssign)
-        for target in (node.targets if isinstance(node, ast.Assign) else [node.target])
-        if isinstance(target, ast.Name)
+        and isinstance(node.value, ast.Call)
+        for name in _defined(node)
     }
     last = len(recipe.source.splitlines())
-    if "app" not in assigned:
+    if "app" not in made:
         yield Problem(recipe.path, last, "assign `app = FastAPI(...)` at module level")
-    functions = {
-        node.name
-        for node in tree.body
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
-    }
+    functions = {node.name for node in tree.body if isinstance(node, _Function)}
     if "main" not in functions:
         yield Problem(recipe.path, last, "define main(), which proves the promise")
-    if 'if __name__ == "__main__":' not in recipe.evidence:
+    if not _calls_main(tree.body[-1]):
         message = 'end with `if __name__ == "__main__":`, which calls main'
         yield Problem(recipe.path, last, message)
 
 
+def _calls_main(node: ast.stmt) -> bool:
+    """Whether this is the main guard, and it calls `main`."""
+    if not isinstance(node, ast.If):
+        return False
+    is_guard = ast.unparse(node.test) == "__name__ == '__main__'"
+    calls = [n.func for n in ast.walk(node) if isinstance(n, ast.Call)]
+    return is_guard and any(ast.unparse(called) == "main" for called in calls)
+
+
 def _evidence(recipe: Recipe) -> Iterator[Problem]:
-    if not re.search(r"^ *# ?> ", recipe.evidence, re.MULTILINE):
+    if not re.search(r"^ *# > \S", recipe.evidence, re.MULTILINE):
         message = (
             "main() prints its evidence, each line below its print as `# > …`: run "
             "`uv run pytest tests/test_examples.py --update-examples` to fill them in"
@@ -133,24 +155,35 @@ def _evidence(recipe: Recipe) -> Iterator[Problem]:
 
 def _demo(recipe: Recipe, tree: ast.Module) -> Iterator[Problem]:
     """Who pastes the pattern must see which lines need what is not pasted."""
-    lines = recipe.source.splitlines()
-    end = lines.index(EVIDENCE) + 1
+    end = recipe.source.splitlines().index(EVIDENCE) + 1
+    marked = _demo_lines(recipe.source)
     below = {n for node in tree.body if node.lineno > end for n in _defined(node)}
     for node in ast.walk(tree):
         if not isinstance(node, ast.Name) or node.lineno > end:
             continue
-        if node.id in below and "# demo" not in lines[node.lineno - 1]:
+        if node.id in below and node.lineno not in marked:
             message = (
                 f"{node.id!r} is only there for the evidence: end it with `# demo`"
             )
             yield Problem(recipe.path, node.lineno, message)
 
 
+def _demo_lines(source: str) -> set[int]:
+    """The lines that end in a comment that starts `# demo`."""
+    tokens = tokenize.generate_tokens(io.StringIO(source).readline)
+    comments = [token for token in tokens if token.type == tokenize.COMMENT]
+    return {c.start[0] for c in comments if re.match(r"# demo\b", c.string)}
+
+
 def _defined(node: ast.stmt) -> Iterator[str]:
-    if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+    if isinstance(node, _Function | ast.ClassDef):
         yield node.name
-    elif isinstance(node, ast.Assign):
-        yield from (t.id for t in node.targets if isinstance(t, ast.Name))
+    elif isinstance(node, ast.Import | ast.ImportFrom):
+        yield from (a.asname or a.name.partition(".")[0] for a in node.names)
+    elif isinstance(node, ast.Assign | ast.AnnAssign):
+        targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+        names = (name for target in targets for name in ast.walk(target))
+        yield from (name.id for name in names if isinstance(name, ast.Name))
 
 
 @cache
@@ -254,20 +287,29 @@ def _drivers(recipe: Recipe, tree: ast.Module) -> Iterator[Problem]:
 
 def _environment(recipe: Recipe, tree: ast.Module) -> Iterator[Problem]:
     """Environment read at import is fixed before a test or an operator can set it."""
+    names = _ENVIRONMENT | {
+        alias.asname
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+        if alias.name in _ENVIRONMENT
+    }
     for node in _at_import(tree):
         if isinstance(node, ast.Attribute | ast.Name):
             name = node.attr if isinstance(node, ast.Attribute) else node.id
-            if name in _ENVIRONMENT:
+            if name in names:
                 message = "read the environment in the lifespan, not at import"
                 yield Problem(recipe.path, node.lineno, message)
 
 
 def _at_import(node: ast.AST) -> Iterator[ast.AST]:
     """Nodes that run when the module is imported: function bodies do not."""
-    for child in ast.iter_child_nodes(node):
-        if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
-            continue
-        yield child
+    yield node
+    children = ast.iter_child_nodes(node)
+    if isinstance(node, _Function | ast.Lambda):
+        defaults = (*node.args.defaults, *filter(None, node.args.kw_defaults))
+        children = iter((*defaults, *getattr(node, "decorator_list", ())))
+    for child in children:
         yield from _at_import(child)
 
 
