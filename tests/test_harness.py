@@ -82,6 +82,10 @@ def test_an_app_that_does_not_start_says_why(tmp_path: Path) -> None:
         "````python\nprint(1)\n````",
         "```Python\nprint(1)\n```",
         "> ```python\n> print(1)\n> ```",
+        "``` { .python }\nprint(1)\n```",
+        "``` {.python title='x.py'}\nprint(1)\n```",
+        "- ```python\n  print(1)\n  ```",
+        "1. ```python\n   print(1)\n   ```",
     ],
 )
 def test_fences_that_would_not_run_are_refused(tmp_path: Path, fence: str) -> None:
@@ -124,14 +128,20 @@ def test_a_broken_fence_fails_with_its_line(pytester: pytest.Pytester) -> None:
     )
     result = pytester.runpytest_inprocess()
     result.assert_outcomes(failed=len(BROKEN_FENCES))
-    for line, message in [(2, "F821"), (6, "boom"), (15, "F401"), (23, "ASYNC251")]:
+    expected = [
+        (2, "F821"), (6, "boom"), (11, "Print output"), (15, "F401"), (23, "ASYNC251")
+    ]  # fmt: skip
+    for line, message in expected:
         result.stdout.fnmatch_lines_random([f"*page.md:{line}:*{message}*"])
-    result.stdout.fnmatch_lines(["*Print output changed*"])
 
 
-def test_a_broken_recipe_fails_and_is_repaired(pytester: pytest.Pytester) -> None:
+SUM = '"""Sum."""\n\nprint(1 + 1)  # noqa: T201\n'
+
+
+@pytest.fixture
+def sums(pytester: pytest.Pytester) -> Path:
+    """A recipe, and the test that runs it."""
     module = pytester.path / "sums.py"
-    module.write_text('"""Sum."""\n\nprint(1 + 1)  # noqa: T201\n# > 3\n')
     pytester.makepyfile(
         test_sums=f"""
         from pathlib import Path
@@ -141,7 +151,31 @@ def test_a_broken_recipe_fails_and_is_repaired(pytester: pytest.Pytester) -> Non
             run_recipe(eval_example, recipe_example(Path({str(module)!r})))
         """
     )
-    pytester.runpytest_inprocess().assert_outcomes(failed=1)
+    return module
+
+
+@pytest.mark.parametrize("evidence", ["# > 3\n", "", "# > 2\n# > 2\n"])
+def test_broken_evidence_fails_and_is_repaired(
+    pytester: pytest.Pytester, sums: Path, evidence: str
+) -> None:
+    sums.write_text(f"{SUM}{evidence}")
+    result = pytester.runpytest_inprocess()
+    result.assert_outcomes(failed=1)
+    line = 5 if evidence.startswith("# > 2") else 4
+    result.stdout.fnmatch_lines([f"{sums}:{line}: Print output changed*"])
     pytester.runpytest_inprocess("--update-examples").assert_outcomes(passed=1)
-    assert "# > 2\n" in module.read_text()
+    assert sums.read_text() == f"{SUM}# > 2\n"
     pytester.runpytest_inprocess().assert_outcomes(passed=1)
+
+
+@pytest.mark.parametrize(
+    "orphan", ["x = 1\n# > 1\n", "if not SUM:\n    print(1)  # noqa: T201\n    # > 1\n"]
+)
+def test_evidence_that_nothing_printed_fails_with_its_line(
+    pytester: pytest.Pytester, sums: Path, orphan: str
+) -> None:
+    sums.write_text(f"{SUM}# > 2\nSUM = 2\n{orphan}")
+    result = pytester.runpytest_inprocess()
+    result.assert_outcomes(failed=1)
+    line = 5 + len(orphan.splitlines())
+    result.stdout.fnmatch_lines([f"{sums}:{line}: no `print` above this line ran"])

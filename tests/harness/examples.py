@@ -1,10 +1,13 @@
 """pytest-examples over Markdown fences and whole recipe modules, its traps handled."""
 
+import ast
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from inspect import FrameInfo
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -23,6 +26,9 @@ PYTHON_FENCE = ("py", "python")
 # `ruff format` writes evidence as `# > …`, pytest-examples reads `#> …`.
 _KEPT = re.compile(r"^( *)# > ", re.MULTILINE)
 _READ = re.compile(r"^( *)#> ", re.MULTILINE)
+
+# Also in a quotation or on the line of a list item; `{ .python }` is a language too.
+_FENCE = re.compile(r"\s*(?:(?:>|[-*+]|\d+[.)])\s*)*(`{3,}|~{3,})\s*([{.\s]*[^\s`]*)")
 
 
 @dataclass
@@ -58,7 +64,7 @@ def unseen_fences(path: Path) -> list[str]:
     problems = []
     for line, marker, language in _all_fences(path):
         shown = path.relative_to(ROOT) if path.is_relative_to(ROOT) else path
-        is_python = language.lower().lstrip("{.").startswith(("py", "ipython"))
+        is_python = language.lower().lstrip("{. ").startswith(("py", "ipython"))
         if not is_python:
             continue
         if language not in PYTHON_FENCE or marker != "```":
@@ -72,7 +78,7 @@ def _all_fences(path: Path) -> Iterator[tuple[int, str, str]]:
     """Line number, marker and language of each opening fence."""
     closing = ""
     for number, line in enumerate(path.read_text("utf-8").splitlines(), 1):
-        match = re.match(r"\s*(?:>\s*)*(`{3,}|~{3,})\s*([^\s`]*)", line)
+        match = _FENCE.match(line)
         if match is None:
             continue
         if not closing:
@@ -121,12 +127,24 @@ def _run(
     run = eval_example.run_print_update if update else eval_example.run_print_check
     found: dict[str, Any] = {}
     failure = ""
+    printed: set[int] = set()  # lines
+
+    def note(file: Path, frame: FrameInfo, _: Sequence[Any]) -> bool:
+        ours = file.samefile(frame.filename)
+        if ours:
+            printed.add(frame.lineno)
+        return ours
+
+    eval_example.include_print = note
     with _main_restored():
         eval_example.lint_ruff(example)
         try:
             found = run(example, **options)
         except Exception as error:  # noqa: BLE001 - whatever a snippet raises
             failure = f"{_place(error, example)}: {type(error).__name__}: {error}"
+        except pytest.fail.Exception as error:
+            failure = f"{example.path}:{_changed_line(str(error))}: {error}"
+    failure = failure or _unprinted(example, printed)
     if failure:  # only here: Python 3.11 cannot render pytest-examples' traceback
         pytest.fail(failure, pytrace=False)
     return found
@@ -139,6 +157,31 @@ def _place(error: Exception, example: CodeExample) -> str:
             line = traceback.tb_lineno
         traceback = traceback.tb_next
     return f"{example.path}:{line}"
+
+
+def _changed_line(message: str) -> int:
+    """The first line that differs, by the diff that pytest-examples prints."""
+    lines = iter(message.splitlines())
+    start = next(m[1] for line in lines if (m := re.match(r" *@@ -(\d+)", line)))
+    same = takewhile(lambda line: line[2:3] not in ("+", "-"), lines)
+    return int(start) + len(list(same))
+
+
+def _unprinted(example: CodeExample, printed: set[int]) -> str:
+    """The first `#>` line below no `print` that ran: pytest-examples keeps it."""
+    ends = {
+        node.end_lineno
+        for node in ast.walk(ast.parse(example.source))
+        if isinstance(node, ast.Call) and node.lineno in printed
+    }
+    above = 0
+    for number, line in enumerate(example.source.splitlines(), 1):
+        if not _READ.match(line):
+            above = number
+        elif above not in ends:
+            place = f"{example.path}:{example.start_line + number}"
+            return f"{place}: no `print` above this line ran"
+    return ""
 
 
 @contextmanager
