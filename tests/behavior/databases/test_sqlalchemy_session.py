@@ -225,6 +225,7 @@ async def test_bad_input_is_refused(recipe: Server) -> None:
     async with alone(recipe) as client:
         for body in (*bad, None, [], {}, "ada@example.com"):
             assert (await client.post("/members", json=body)).status_code == 422
+        assert await join(client, "a" * 2**16) == 413  # a 422 would repeat it
         for number in (2**31, 2**63, 10**30, 0, -1, "x", "1.5", "9" * 5000, "%00"):
             assert await read(client, number) == 422
 
@@ -534,7 +535,7 @@ async def test_a_statement_that_hangs_does_not_hold_up_a_stop(
             assert await asyncio.to_thread(server.wait) == -15
             # uvicorn sends a 500, if the process lives long enough.
             with suppress(httpx2.RemoteProtocolError):
-                assert (await answer).status_code == 500
+                assert await answer == 500
         await until(connection, "SELECT count(*)" + OTHERS, 0)
         assert await connection.fetchval(ROWS) == 0
 
