@@ -1,9 +1,13 @@
 """The checkers are checked: a checker that has stopped looking passes everything."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+from recipes._cookbook.catalogue import ROOT
 from tests.harness.examples import fences, unseen_fences
 from tests.harness.served import Options
 from tests.harness.server import Server
@@ -179,3 +183,26 @@ def test_evidence_that_nothing_printed_fails_with_its_line(
     result.assert_outcomes(failed=1)
     line = 5 + len(orphan.splitlines())
     result.stdout.fnmatch_lines([f"{sums}:{line}: no `print` above this line ran"])
+
+
+def test_a_commit_without_the_copy_of_a_new_recipe_is_refused(tmp_path: Path) -> None:
+    def run(*command: str) -> "subprocess.CompletedProcess[str]":
+        # A commit that runs these tests from its hook has variables of its own.
+        given = {k: v for k, v in os.environ.items() if not k.startswith("GIT_")}
+        return subprocess.run(
+            command, check=False, capture_output=True, text=True, cwd=tmp_path,
+            env=given | {"PRE_COMMIT_HOME": str(tmp_path / ".cache")},
+        )  # fmt: skip
+
+    config = str(ROOT / ".pre-commit-config.yaml")
+    hook = (sys.executable, "-m", "pre_commit", "run", "--config", config,
+            "copies-are-added")  # fmt: skip
+    run("git", "init", "-q")
+    copy = tmp_path / "skills/fastapi-async-patterns/recipes/sse/new.py"
+    copy.parent.mkdir(parents=True)
+    copy.touch()
+    refused = run(*hook)
+    assert refused.returncode == 1
+    assert "Not added yet: skills/fastapi-async-patterns/recipes/sse" in refused.stdout
+    run("git", "add", "skills")
+    assert run(*hook).returncode == 0
