@@ -105,8 +105,7 @@ def run_fence(eval_example: EvalExample, example: CodeExample) -> None:
 def recipe_example(path: Path) -> CodeExample:
     """A whole module as one example."""
     text = path.read_text("utf-8")
-    example: CodeExample = CodeExample.create(_KEPT.sub(r"\1#> ", text), path=path)
-    example.end_index = len(text)
+    example: CodeExample = CodeExample.create(text, path=path)
     example.group = uuid4()
     return example
 
@@ -116,8 +115,6 @@ def run_recipe(eval_example: EvalExample, example: CodeExample) -> None:
     name = str(example.path)
     eval_example.config = _Config(line_length=LINE_LENGTH, stdin_name=name)
     _run(eval_example, example)
-    # What pytest-examples will write back must be in the form that we keep.
-    example.source = _READ.sub(r"\1# > ", example.source)
 
 
 def _run(
@@ -128,6 +125,7 @@ def _run(
     found: dict[str, Any] = {}
     failure = ""
     printed: set[int] = set()  # lines
+    example.source = _KEPT.sub(r"\1#> ", example.source)
 
     def note(file: Path, frame: FrameInfo, _: Sequence[Any]) -> bool:
         ours = file.samefile(frame.filename)
@@ -147,6 +145,8 @@ def _run(
     failure = failure or _unprinted(example, printed)
     if failure:  # only here: Python 3.11 cannot render pytest-examples' traceback
         pytest.fail(failure, pytrace=False)
+    # What pytest-examples may write back must be in the form that we keep.
+    example.source = _READ.sub(r"\1# > ", example.source)
     return found
 
 
