@@ -172,6 +172,15 @@ def test_broken_evidence_fails_and_is_repaired(
     pytester.runpytest_inprocess().assert_outcomes(passed=1)
 
 
+def test_evidence_of_several_prints_is_filled_in(
+    pytester: pytest.Pytester, sums: Path
+) -> None:
+    line = "print(1)  # noqa: T201\n"
+    sums.write_text(f"{SUM}{line}{line}")
+    pytester.runpytest_inprocess("--update-examples").assert_outcomes(passed=1)
+    assert sums.read_text() == f"{SUM}# > 2\n{line}# > 1\n{line}# > 1\n"
+
+
 @pytest.mark.parametrize(
     "orphan", ["x = 1\n# > 1\n", "if not SUM:\n    print(1)  # noqa: T201\n    # > 1\n"]
 )

@@ -142,7 +142,8 @@ def _run(
             failure = f"{_place(error, example)}: {type(error).__name__}: {error}"
         except pytest.fail.Exception as error:
             failure = f"{example.path}:{_changed_line(str(error))}: {error}"
-    failure = failure or _unprinted(example, printed)
+    if not (failure or update):  # an update moves the lines
+        failure = _unprinted(example, printed)
     if failure:  # only here: Python 3.11 cannot render pytest-examples' traceback
         pytest.fail(failure, pytrace=False)
     # What pytest-examples may write back must be in the form that we keep.
@@ -162,7 +163,8 @@ def _place(error: Exception, example: CodeExample) -> str:
 def _changed_line(message: str) -> int:
     """The first line that differs, by the diff that pytest-examples prints."""
     lines = iter(message.splitlines())
-    start = next(m[1] for line in lines if (m := re.match(r" *@@ -(\d+)", line)))
+    hunks = (match[1] for line in lines if (match := re.match(r" *@@ -(\d+)", line)))
+    start = next(hunks, "1")
     same = takewhile(lambda line: line[2:3] not in ("+", "-"), lines)
     return int(start) + len(list(same))
 
