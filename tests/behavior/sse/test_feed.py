@@ -136,6 +136,32 @@ async def test_away_longer_than_the_ring_resets(serve: Serve) -> None:
             assert (await anext(events)).event == "reset"
 
 
+async def test_readers_that_leave_while_events_are_sent_leave_no_traceback(
+    recipe: Server, naive: Server
+) -> None:
+    """FastAPI 0.165 raises in the task that waits until the last event is taken."""
+
+    async def leave(server: Server) -> str:
+        async with server.client() as client:
+            readers = [socket.socket() for _ in range(5)]
+            for reader in readers:
+                reader.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+                reader.connect(("127.0.0.1", server.port))
+                reader.sendall(b"GET /feed HTTP/1.1\r\nHost: x\r\n\r\n")
+                assert reader.recv(12) == b"HTTP/1.1 200"
+            big = "\N{GRINNING FACE}" * feed.MAX_MESSAGE  # 12 bytes each, on the wire
+            for _ in range(200):
+                response = await client.post("/events", json={"message": big})
+                assert response.is_success
+            for reader in readers:
+                reader.close()  # with unread bytes: RST
+        await asyncio.to_thread(server.stop)
+        return server.log
+
+    assert "BrokenResourceError" not in await leave(recipe)
+    assert "BrokenResourceError" in await leave(naive)
+
+
 async def test_a_reader_that_stalls_harms_nobody_and_is_reset(serve: Serve) -> None:
     """More than the sockets' buffers hold is published while it does not read."""
     server = serve("tests.behavior.sse.small_feed")
