@@ -6,14 +6,25 @@ import socket
 import threading
 import time
 from collections.abc import AsyncIterator, Callable
+from functools import partial
 from typing import Any, Literal
 
 import httpx2
 import pytest
-from fastapi import BackgroundTasks, Depends, FastAPI, HTTPException, Response
+from fastapi import (
+    BackgroundTasks,
+    Depends,
+    FastAPI,
+    HTTPException,
+    Request,
+    Response,
+)
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
 from fastapi.testclient import TestClient
 from starlette.background import BackgroundTask
 
+from recipes.background import after_response
 from tests.conftest import Serve
 from tests.harness.server import Server
 
@@ -251,3 +262,30 @@ async def test_a_thread_runs_on_after_its_limit() -> None:
     assert not done.is_set()
     goes_on.set()
     assert done.wait(20)
+
+
+HOSTILE = {
+    "out of range float values": [b"NaN", b'{"email": 1e999}', b'{"email": NaN}'],
+    "surrogates not allowed": [b'{"note": "\\ud800"}', b'{"\\ud800": 1}'],
+}
+
+
+async def without_input(_: Request, error: RequestValidationError) -> JSONResponse:
+    """What the gotcha advises."""
+    faults = [{"loc": one["loc"], "msg": one["msg"]} for one in error.errors()]
+    return JSONResponse({"detail": faults}, 422)
+
+
+def test_a_422_that_repeats_what_is_no_json_is_a_500() -> None:
+    quiet = FastAPI(exception_handlers={RequestValidationError: without_input})
+    quiet.include_router(after_response.app.router)
+    headers = {"Content-Type": "application/json"}
+    for message, bodies in HOSTILE.items():
+        for body in bodies:
+            with TestClient(quiet) as client:
+                post = partial(client.post, "/shares", content=body, headers=headers)
+                assert post().status_code == 422
+            with TestClient(after_response.app) as client:
+                post = partial(client.post, "/shares", content=body, headers=headers)
+                with pytest.raises(ValueError, match=f"(?i){message}"):
+                    post()

@@ -15,9 +15,9 @@ hand it to a job queue, before you respond.
 
 Gotchas:
 
-- At SIGTERM uvicorn waits for the tasks, then cancels them after
-  `--timeout-graceful-shutdown`: keep `TIME_LIMIT` below that. A cancelled task is
-  logged as `lost`; after SIGKILL nothing is.
+- Start uvicorn with `--timeout-graceful-shutdown 10`, above `TIME_LIMIT`: what SIGTERM
+  then cancels is logged as `lost`; after SIGKILL nothing is. Without it a client that
+  stalls in its body holds up the stop forever.
 - Open sessions in the task itself. One from a `yield` dependency stays open until all
   tasks are done; with `scope="function"` it is closed before they start.
 - `TIME_LIMIT` does not stop a thread (`asyncio.to_thread`): give a blocking client its
@@ -26,6 +26,9 @@ Gotchas:
   has its own `background=`.
 - Log user input and exceptions with `%r`: a newline in them forges a log entry. Send
   private data in the body: access logs contain the query string.
+- A 422 repeats its input, so NaN or half an emoji in a body is a 500:
+  "Out of range float values are not JSON compliant", "surrogates not allowed". If that
+  matters, leave `input` out in a handler for `RequestValidationError`.
 - Not covered: who may send, and how often. `SLOTS` and `/outcomes` are per worker.
 
 Try it:
