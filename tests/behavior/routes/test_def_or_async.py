@@ -225,3 +225,19 @@ async def test_a_stop_does_not_wait_for_a_thread(serve: Serve) -> None:
                 assert outcome.status_code == 500  # and not 504: the thread went on
             else:
                 assert isinstance(outcome, httpx2.TransportError)
+
+
+async def test_without_a_limit_a_stop_waits_for_calls_that_nobody_waits_for(
+    serve: Serve,
+) -> None:
+    server = serve(FEW, env={"READ_SECONDS": "2"})
+    async with connected(server) as client:
+        async with connected(server) as other:
+            calls = get(other, "/card", THREADS + 1)
+            await threads(client, busy=THREADS, waiting=1)
+            for call in calls:
+                call.cancel()
+        await client.get("/ping")
+        server.terminate()
+    await asyncio.to_thread(server.wait_for_log, "Waiting for background tasks")
+    assert await asyncio.to_thread(server.wait) == -15

@@ -20,7 +20,9 @@ Gotchas:
 - A `def` route with a return type queues for a thread twice: to run, then to validate
   what it returned. With `run_in_threadpool` it is once.
 - Nothing stops a thread, neither a client that disconnects nor `asyncio.timeout`, which
-  frees its slot while it still runs. Blocking calls need their own timeout.
+  frees its slot while it still runs. Blocking calls need their own timeout. SIGTERM
+  waits for the queued calls too, 20 s for each 40, even if their clients have left:
+  start uvicorn with `--timeout-graceful-shutdown 5`.
 - Nothing in the app limits the queue for threads. `uvicorn --limit-concurrency 200`
   does: when 200 connections are open, idle ones too, it answers 503.
 - `def` routes run in parallel: lock what they share. To touch what belongs to the loop,
