@@ -24,7 +24,8 @@ Gotchas:
   with "Server disconnected without sending a response."
 - One client per service: a slow one can use up the pool. Credentials go in its
   `headers=` or `auth=`, because httpx2 logs URLs.
-- Not covered: retries, a circuit breaker, the caller's identity.
+- Not covered: retries, a circuit breaker, the caller's identity, a service that sends
+  one response too many (the next caller gets it: compare an id in it with yours).
 
 Try it:
 

@@ -364,6 +364,17 @@ async def test_a_stale_connection_is_replaced_and_a_lost_call_is_not_repeated(
             assert "Server disconnected without sending a response." in server.log
 
 
+async def test_a_surplus_response_goes_to_the_next_caller(serve: Serve) -> None:
+    async def answer(writer: asyncio.StreamWriter) -> None:
+        writer.write(http(GOOD) + http(b'{"sku": "surplus", "units": 1}'))
+
+    async with raw(answer) as url:
+        server = serve(PATIENT, env={"STOCK_URL": url})
+        async with server.client() as client:
+            answers = [(await client.get("/stock/anvil")).json() for _ in range(2)]
+    assert [answer["sku"] for answer in answers] == ["anvil", "surplus"]
+
+
 async def test_a_post_is_not_done_twice_with_an_idempotency_key(
     serve: Serve, upstream: Server
 ) -> None:
