@@ -21,8 +21,8 @@ Gotchas:
   take all threads of `asyncio.to_thread`: a blocking driver needs its own timeout.
 - aiocache 0.12 computes 100 times for 100 callers. cashews 7.6 computes once, but
   when the first caller is cancelled, so are the others.
-- Not covered: forgetting a value after a write (it is served for `TTL_SECONDS`), the
-  size of values, a client that evicts all others by asking for junk.
+- Not covered: forgetting a value after a write, the size of values, a client that asks
+  for junk: it evicts the others' values and fills `MAX_PENDING`, so they get 503.
 
 Try it:
 
