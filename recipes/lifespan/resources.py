@@ -110,7 +110,7 @@ async def lifespan(_: FastAPI) -> AsyncIterator[dict[str, object]]:
         TimeLimited("database", open_database(path)) as db,  # demo: your client
         TimeLimited("lease", hold_lease(db)) as lease,  # demo: what needs it
     ):
-        lock = threading.Lock()  # demo: a pool needs none
+        lock = threading.Lock()  # demo: their waits add up; a pool needs no lock
         yield {"db": db, "lock": lock, "lease": lease}  # demo: in `request.state`
 
 
