@@ -210,6 +210,19 @@ def test_a_client_that_leaves_does_not_stop_the_tasks(start: Start) -> None:
     recipe.wait_for_log("mail sent")
 
 
+def test_a_client_that_stalls_in_its_body_holds_up_a_stop(start: Start) -> None:
+    recipe = start("recipe")
+    head = b"POST /shares HTTP/1.1\r\nHost: x\r\nContent-Length: 99\r\n\r\n"
+    with socket.create_connection(("127.0.0.1", recipe.port)) as stalled:
+        stalled.sendall(head + b'{"email":')
+        httpx2.get(f"{recipe.url}/outcomes")  # the head has arrived before
+        recipe.terminate()
+        recipe.wait_for_log("Waiting for connections to close")
+        time.sleep(0.5)
+        assert recipe.is_running
+    assert recipe.wait() == -signal.SIGTERM
+
+
 def test_when_injected_tasks_do_not_start() -> None:
     app = FastAPI()
     ran: list[str] = []
