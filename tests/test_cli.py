@@ -2,24 +2,58 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 
-from recipes._cookbook import skill
+from recipes._cookbook import cli, skill
 from recipes._cookbook.catalogue import ROOT, recipe_paths
+
+
+@dataclass
+class Done:
+    returncode: int
+    stdout: str
+    stderr: str
 
 
 def recipes_command(
     *arguments: str | Path, home: Path | None = None, stdin: str | None = None
-) -> "subprocess.CompletedProcess[str]":
-    environment = os.environ | ({"HOME": str(home)} if home else {})
+) -> Done:
+    """Run a command in this process, which saves a start of Python each."""
+    out, err = StringIO(), StringIO()
+    environment = {"HOME": str(home)} if home else {}
+    handlers = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)}
+    with (
+        patch.dict(os.environ, environment),
+        patch("sys.argv", ["recipes", *map(str, arguments)]),
+        patch("sys.stdin", StringIO(stdin or "")),
+        redirect_stdout(out),
+        redirect_stderr(err),
+    ):
+        status: object = 0
+        try:
+            cli.main()
+        except SystemExit as ended:
+            status = ended.code or 0
+        finally:
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+    assert isinstance(status, int)
+    return Done(status, out.getvalue(), err.getvalue())
+
+
+def recipes_process(*arguments: str) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(
-        [sys.executable, "-m", "recipes", *map(str, arguments)],
-        check=False, capture_output=True, text=True, cwd=ROOT, env=environment,
-        input=stdin, timeout=50,
+        [sys.executable, "-m", "recipes", *arguments],
+        check=False, capture_output=True, text=True, cwd=ROOT, timeout=50,
     )  # fmt: skip
 
 
@@ -75,13 +109,13 @@ def test_an_unknown_name_is_one_line_with_the_nearest(command: str) -> None:
 
 
 def test_run_prints_the_evidence() -> None:
-    done = recipes_command("run", "feed")
+    done = recipes_process("run", "feed")
     assert done.returncode == 0, done.stderr
     assert done.stdout == 'data: "two"\nevent: reset\n'
 
 
 def test_run_starts_the_servers_that_a_recipe_needs() -> None:
-    done = recipes_command("run", "databases/sqlalchemy_session")
+    done = recipes_process("run", "databases/sqlalchemy_session")
     assert done.returncode == 0, done.stderr
     assert done.stdout
 
