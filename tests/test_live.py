@@ -179,6 +179,23 @@ def test_one_that_hangs_holds_up_nobody(
     assert cleaned == ["never started"]
 
 
+def test_a_signal_ends_the_wait_for_one_that_hangs(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, site: Path
+) -> None:
+    @asynccontextmanager
+    async def never_starts(_: FastAPI) -> AsyncIterator[None]:
+        await anyio.sleep_forever()
+        yield
+
+    monkeypatch.setattr(live, "PATIENCE_SECONDS", 3600)
+    monkeypatch.setattr(live, "STOP_SECONDS", 0.2)
+    hosted(monkeypatch, tmp_path, {"a": app_with(never_starts)})
+    app = live.live_app(site, Servers({}, {}), stopping=lambda: True)
+    with TestClient(app) as client:
+        status = client.get(STATUS).json()["recipes"]
+        assert status["routes/a"] == "It is still starting."
+
+
 def test_one_that_takes_too_long_is_given_up(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, site: Path
 ) -> None:

@@ -4,7 +4,8 @@ import asyncio
 import importlib
 import logging
 import os
-from collections.abc import AsyncIterator, Iterator, Mapping
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,14 +19,18 @@ from recipes._cookbook.catalogue import Recipe, problems, recipes
 from recipes._cookbook.servers import Servers
 
 START_SECONDS = 30.0
-PATIENCE_SECONDS = 2.0  # for all recipes: uvicorn hears no signal meanwhile
+PATIENCE_SECONDS = 15.0  # for all recipes; who needs longer starts beside the others
 STOP_SECONDS = 1.0
 
 logger = logging.getLogger("uvicorn.error")
 
 
-def live_app(site: Path, servers: Servers) -> FastAPI:
+def live_app(
+    site: Path, servers: Servers, stopping: Callable[[], bool] = lambda: False
+) -> FastAPI:
     """Serve the built `site`, the recipes, and `/live/status.json`.
+
+    uvicorn acts on no signal until this has started: `stopping` tells of one.
 
     The status is `{"recipes": {"sse/feed": null}}`: null for one that runs, else
     one line that says why it does not.
@@ -37,8 +42,10 @@ def live_app(site: Path, servers: Servers) -> FastAPI:
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         with _environment(servers.urls):  # where the recipes read it
             starts = [asyncio.create_task(one.start()) for one in hosted]
-            if starts:  # who needs longer goes on in the background
-                await asyncio.wait(starts, timeout=PATIENCE_SECONDS)
+            pending = set(starts)
+            until = time.monotonic() + PATIENCE_SECONDS
+            while pending and not stopping() and time.monotonic() < until:
+                pending = (await asyncio.wait(pending, timeout=0.1))[1]
             try:
                 yield
             finally:

@@ -140,11 +140,12 @@ def _serve(
                 await super().shutdown(sockets)
 
     config = uvicorn.Config(
-        live_app(site, found),
+        live_app(site, found, stopping=lambda: server.should_exit),
         log_level="warning",
         timeout_graceful_shutdown=GRACE_SECONDS,
     )
-    Server(config).run(sockets=[listener])
+    server = Server(config)
+    server.run(sockets=[listener])
 
 
 @contextmanager
