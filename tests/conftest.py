@@ -1,6 +1,7 @@
 """Fixtures: recipes on real servers, and the databases they need."""
 
 import itertools
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -88,7 +89,11 @@ def environment(
 ) -> dict[str, str]:
     """A fresh database for each server variable that the recipe reads."""
     source = (ROOT / "recipes" / topic / f"{stem}.py").read_text("utf-8")
-    makers = {"DATABASE_URL": "new_database", "REDIS_URL": "redis_url"}
+    makers = {
+        "DATABASE_URL": "new_database",
+        "REDIS_URL": "redis_url",
+        "MONGODB_URL": "new_mongo_database",
+    }
     found = {}
     for variable, fixture in makers.items():
         if f'"{variable}"' in source:
@@ -109,6 +114,18 @@ def redis_url() -> Iterator[str]:
     yield from one_server("REDIS_URL")
 
 
+@pytest.fixture(scope="session")
+def mongodb_url() -> Iterator[str]:
+    """A MongoDB-compatible server for this test process."""
+    yield from one_server("MONGODB_URL")
+
+
+@pytest.fixture
+def new_mongo_database(mongodb_url: str) -> Callable[[], str]:
+    """Returns the URL of a database that nothing has used before."""
+    return lambda: f"{mongodb_url.rstrip('/')}/test_{uuid.uuid4().hex}"
+
+
 def one_server(variable: str) -> Iterator[str]:
     with servers.available((variable,)) as found:
         for error in found.errors.values():
@@ -120,7 +137,6 @@ def one_server(variable: str) -> Iterator[str]:
 def new_database(postgres_url: str) -> Iterator[Callable[[], str]]:
     """Makes an empty database and returns its URL; all are dropped after the test."""
     import asyncio
-    import uuid
 
     made: list[str] = []
 

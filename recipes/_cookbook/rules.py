@@ -188,9 +188,11 @@ def _defined(node: ast.stmt) -> Iterator[str]:
 
 @cache
 def _project() -> tuple[str, dict[str, Requirement]]:
-    """Python and runtime requirements of pyproject.toml, by canonical name."""
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
-    parsed = [Requirement(text) for text in project["dependencies"]]
+    """Python and the requirements of pyproject.toml, by canonical name."""
+    pyproject = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
+    project, groups = pyproject["project"], pyproject["dependency-groups"]
+    texts = [*project["dependencies"], *(t for group in groups.values() for t in group)]
+    parsed = [Requirement(text) for text in texts]
     return project["requires-python"], {canonicalize_name(r.name): r for r in parsed}
 
 
