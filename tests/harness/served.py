@@ -23,6 +23,7 @@ from blockbuster import BlockBuster
 
 GRACE_SECONDS = 5
 _ASYNCPG_READS_FILES = {"_parse_connect_dsn_and_args"}
+_PYMONGO_READS_FILES = {"get_container_env_info"}
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,7 @@ class _Troubles(logging.Handler):
         gc.collect()  # finalizers of abandoned generators become tasks
         for _ in range(10):  # transports close a turn of the loop after their owner
             await asyncio.sleep(0)
+        await _end_worker_processes()
         current = asyncio.current_task()
         tasks = [task for task in asyncio.all_tasks() if task is not current]
         self.lines += [f"task left: {task!r}" for task in tasks if not task.done()]
@@ -93,6 +95,14 @@ class _Troubles(logging.Handler):
             and target != os.devnull  # libuv keeps one in reserve while it listens
         ]
         return self.lines
+
+
+async def _end_worker_processes() -> None:
+    """Let AnyIO end them here: it would do so with the loop, after the report."""
+    for task in asyncio.all_tasks():
+        if task.get_name() == "AnyIO process pool shutdown task":
+            task.cancel()
+            await asyncio.wait([task])
 
 
 def _open_descriptors() -> dict[int, str]:
@@ -123,6 +133,8 @@ def run(options: Options, listener: socket.socket, report: Connection) -> None:
         for function in blockbuster.functions.values():
             # asyncpg looks for ~/.pgpass and TLS files on each connect: not ours.
             function.can_block_in("asyncpg/connect_utils.py", _ASYNCPG_READS_FILES)
+            # PyMongo looks for /.dockerenv, once for each client.
+            function.can_block_in("pymongo/pool_options.py", _PYMONGO_READS_FILES)
         blockbuster.activate()
     _ReportingServer(config, report).run(sockets=[listener])
 
