@@ -26,7 +26,7 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
 def on_files(files: Files, *, config: MkDocsConfig) -> Files:
     """Add the pages that are made from recipes and from files at the root."""
     docs = Path(config.docs_dir)
-    for made in pages.generated(config.repo_url or ""):
+    for made in pages.generated():
         written = files.get_file_from_path(made.uri)
         if written is not None:
             files.remove(written)

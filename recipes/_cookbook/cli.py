@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
@@ -14,7 +15,7 @@ from rich.console import Console
 from rich.syntax import Syntax
 from rich.table import Column, Table
 
-from recipes._cookbook import catalogue, rules, servers, skill
+from recipes._cookbook import catalogue, proofs, rules, servers, skill
 from recipes._cookbook.catalogue import Problem, UnknownRecipe
 
 DEFAULT_SKILLS = Path("~/.claude/skills")
@@ -132,12 +133,53 @@ def sync() -> None:
 @app.command()
 def check() -> None:
     """Check the rules of every recipe, and that the skill is up to date."""
-    problems = rules.check_all() or skill.stale()
+    problems = [*rules.check_all(), *proofs.unproven()] or skill.stale()
     for problem in problems:
         typer.echo(str(problem), err=True)
     if problems:
         sys.exit(1)
     typer.echo(f"{len(catalogue.recipes())} recipes, no problem")
+
+
+@app.command()
+def ledger(
+    run: Annotated[
+        bool, typer.Option("--run", help="Run the tests; takes some minutes.")
+    ] = False,
+) -> None:
+    """List each defect of the original skill with the test that rules it out.
+
+    The verdict is `tested`, `untested` with the reason, or `MISSING`; with `--run` it
+    is `passed` or `FAILED`. Exits with 1 if one is missing or failed.
+    """
+    entries = proofs.ledger()
+    outcomes = proofs.run(entries) if run else {}
+    rows = [row for entry in entries for row in _ledger_rows(entry, outcomes)]
+    if console.is_terminal:
+        table = Table("defect", "recipe", "test", "verdict", box=None)
+        for row in rows:
+            table.add_row(*row)
+        console.print(table)
+    else:
+        for row in rows:
+            typer.echo("\t".join(row))
+    problems = list(proofs.unproven())
+    for problem in problems:
+        typer.echo(str(problem), err=True)
+    if problems or any(row[-1] == "FAILED" for row in rows):
+        sys.exit(1)
+
+
+def _ledger_rows(
+    entry: proofs.Entry, outcomes: dict[str, str]
+) -> Iterator[tuple[str, str, str, str]]:
+    """Defect, recipe, test, verdict: a row for each test."""
+    number, untested = entry.defect.number, entry.defect.untested
+    for proof in entry.proofs:
+        yield number, proof.recipe, proof.id, outcomes.get(proof.id, "tested")
+    if not entry.proofs:
+        verdict = f"untested: {untested}" if untested else "MISSING"
+        yield number, entry.pattern.recipes[0], "", verdict
 
 
 @app.command()

@@ -11,9 +11,11 @@ import re
 import shutil
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from recipes._cookbook import proofs
 from recipes._cookbook.catalogue import (
     ROOT,
     TOPICS,
@@ -23,9 +25,13 @@ from recipes._cookbook.catalogue import (
     problems,
     recipes,
 )
+from recipes._cookbook.proofs import Entry, Proof
 
 DOCS = ROOT / "docs"
 INDEX = "recipes/index.md"
+CATALOGUE = "catalogue.md"
+ORIGINAL = "guides/from_the_original.md"
+PATTERNS = "<!-- patterns -->"
 
 # A static host answers this; `recipes serve` answers the same path with what runs.
 STATUS = "live/status.json"
@@ -55,17 +61,19 @@ class Generated:
     """What a reader edits to change it."""
 
 
-def generated(repo_url: str = "") -> Iterator[Generated]:
+def generated() -> Iterator[Generated]:
     """Every file of the docs folder that is not written by hand in `docs/`."""
     for recipe in recipes():
-        yield Generated(_uri(recipe), page(recipe, repo_url), recipe.path)
+        yield Generated(_uri(recipe), page(recipe), recipe.path)
         download = f"recipes/{recipe.name}.py"
         yield Generated(download, recipe.source, recipe.path)
+        yield Generated(f"proofs/{recipe.name}.md", proof(recipe), recipe.test_path)
     for problem in problems():
         yield _broken(problem)
+    for uri, made in (CATALOGUE, catalogue), (ORIGINAL, original):
+        written = DOCS / uri
+        yield Generated(uri, made(written.read_text("utf-8")), written)
     yield Generated(INDEX, index(), ROOT / "recipes")
-    written = DOCS / "catalogue.md"
-    yield Generated("catalogue.md", catalogue(written.read_text("utf-8")), written)
     for path in _root_pages():
         text = f"{_ALONE}{path.read_text('utf-8')}"
         yield Generated(path.name.lower(), text, path)
@@ -110,8 +118,8 @@ def nav() -> list[Any]:
     return [
         {"Home": "index.md"},
         {"Recipes": [INDEX, *topics]},
-        *([{"Guides": guides}] if guides else []),
-        {"Catalogue": "catalogue.md"},
+        {"Guides": guides},
+        {"Catalogue": CATALOGUE},
         *about,
     ]
 
@@ -148,7 +156,7 @@ def catalogue(text: str) -> str:
     return _ROW.sub(row, text)
 
 
-def page(recipe: Recipe, repo_url: str = "") -> str:
+def page(recipe: Recipe) -> str:
     """The page of one recipe."""
     parts = [
         _front_matter(recipe.title, recipe.summary, recipe.keywords),
@@ -159,7 +167,8 @@ def page(recipe: Recipe, repo_url: str = "") -> str:
         _pattern(recipe),
         _evidence(recipe),
         _gotchas(recipe),
-        _naive(recipe, repo_url),
+        _naive(recipe),
+        _proofs(recipe),
         _dependencies(recipe),
         _related(recipe),
         f"*Keywords: {', '.join(recipe.keywords)}*",
@@ -242,18 +251,75 @@ def _gotchas(recipe: Recipe) -> str:
     return f"## Gotchas\n\n{items}"
 
 
-def _naive(recipe: Recipe, repo_url: str) -> str:
+def _naive(recipe: Recipe) -> str:
     if not recipe.naive_path.exists():
         return ""
     symptom, code = _docstring_and_code(recipe.naive_path.read_text("utf-8"))
-    test = _shown(recipe.test_path)
-    link = (
-        f"[`{test}`]({repo_url.rstrip('/')}/blob/HEAD/{test})"
-        if repo_url
-        else f"`{test}`"
+    return f"## The naive form\n\n{symptom}\n\n{_code(code, _shown(recipe.naive_path))}"
+
+
+def _proofs(recipe: Recipe) -> str:
+    lead = (
+        "Each of these tests runs the pattern on a real server. Where it says what "
+        "goes wrong, it shows that on the naive form first."
     )
-    shown = f"{symptom}\n\n{link} shows it failing, and the pattern holding."
-    return f"## The naive form\n\n{shown}\n\n{_code(code, _shown(recipe.naive_path))}"
+    tests = "\n".join(
+        f"- {_test_link(each, '../..')}" for each in proofs.proofs(recipe.test_path)
+    )
+    return f"## What the tests show\n\n{lead}\n\n{tests}" if tests else ""
+
+
+def _test_link(found: Proof, root: str) -> str:
+    """A link to a test, from a page that is `root` away from the docs folder."""
+    return f"[{found.title}]({root}/proofs/{found.recipe}.md#{found.name})"
+
+
+def proof(recipe: Recipe) -> str:
+    """The page that shows the tests of one recipe."""
+    if not recipe.test_path.exists():
+        return f"# {recipe.title}\n\nNo test yet.\n"
+    lines = recipe.test_path.read_text("utf-8").splitlines()
+    parts = [
+        f"---\ntitle: Tests of {recipe.name}\nsearch:\n  exclude: true\n---",
+        f"# Tests of `{recipe.name}`",
+        f"[{recipe.title}](../../{_uri(recipe)}): `{_shown(recipe.test_path)}`, run by",
+        _console(f"uv run pytest {_shown(recipe.test_path)}"),
+    ]
+    above = 0
+    for each in proofs.proofs(recipe.test_path):
+        parts.append(_code("\n".join(lines[above : each.line - 1]).strip("\n")))
+        parts.append(f"## {each.title} {{ #{each.name} }}")
+        parts.append(_code("\n".join(lines[each.line - 1 : each.end])))
+        above = each.end
+    parts.append(_code("\n".join(lines[above:]).strip("\n")))
+    empty = _code("")
+    return "\n\n".join(part for part in parts if part != empty) + "\n"
+
+
+def original(text: str) -> str:
+    """`text` with the patterns of the original: what was wrong, and what to use."""
+    entries = {entry.defect.number: entry for entry in proofs.ledger()}
+    parts = []
+    for section, found in groupby(proofs.original(), key=lambda each: each.section):
+        parts.append(f"## {section}")
+        for pattern in found:
+            parts.append(f"### {pattern.title}")
+            parts.append(f"Use {' and '.join(map(_recipe_link, pattern.recipes))}.")
+            wrong = [_defect(entries[each.number]) for each in pattern.defects]
+            parts.append("\n".join(wrong) or "Nothing was wrong with it.")
+    return text.replace(PATTERNS, "\n\n".join(parts))
+
+
+def _recipe_link(name: str) -> str:
+    """A link from a guide to a recipe; just its name while it is not written."""
+    titles = {recipe.name: recipe.title for recipe in recipes()}
+    return f"[{titles[name]}](../recipes/{name}.md)" if name in titles else f"`{name}`"
+
+
+def _defect(entry: Entry) -> str:
+    tests = ", ".join(_test_link(each, "..") for each in entry.proofs)
+    said = f"Test: {tests}." if tests else f"Not tested: {entry.defect.untested}"
+    return f"- {entry.defect.number}. {entry.defect.symptom} {said}"
 
 
 def _dependencies(recipe: Recipe) -> str:

@@ -133,6 +133,8 @@ def run(options: Options, listener: socket.socket, report: Connection) -> None:
         for function in blockbuster.functions.values():
             # asyncpg looks for ~/.pgpass and TLS files on each connect: not ours.
             function.can_block_in("asyncpg/connect_utils.py", _ASYNCPG_READS_FILES)
+            # Pydantic reads the version of email-validator for a schema with EmailStr.
+            function.can_block_in("pydantic/networks.py", {"import_email_validator"})
             # PyMongo looks for /.dockerenv, once for each client.
             function.can_block_in("pymongo/pool_options.py", _PYMONGO_READS_FILES)
         blockbuster.activate()
