@@ -13,7 +13,14 @@ from fastapi import FastAPI, Request
 from fastapi.testclient import TestClient
 
 from recipes._cookbook import live, pages
-from recipes._cookbook.catalogue import Problem, Recipe, parse, recipe_paths, recipes
+from recipes._cookbook.catalogue import (
+    SERVER_VARIABLES,
+    Problem,
+    Recipe,
+    parse,
+    recipe_paths,
+    recipes,
+)
 from recipes._cookbook.catalogue import Request as Line
 from recipes._cookbook.servers import Servers
 
@@ -28,8 +35,9 @@ def site(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def all_servers(postgres_url: str, redis_url: str) -> Servers:
-    return Servers({"DATABASE_URL": postgres_url, "REDIS_URL": redis_url}, {})
+def all_servers(postgres_url: str, redis_url: str, mongodb_url: str) -> Servers:
+    urls = postgres_url, redis_url, mongodb_url
+    return Servers(dict(zip(SERVER_VARIABLES, urls, strict=True)), {})
 
 
 @pytest.fixture

@@ -33,7 +33,7 @@ def test_it_is_in_step_with_the_recipes() -> None:
 
 
 def test_the_index_names_every_recipe_once() -> None:
-    named = re.findall(r"`recipes/(\S+?)\.py`", skill.index())
+    named = re.findall(r"`(\w+/\w+)`$", skill.index(), re.MULTILINE)
     assert sorted(named) == sorted(recipe.name for recipe in recipes())
 
 

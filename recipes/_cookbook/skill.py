@@ -19,7 +19,6 @@ from recipes._cookbook.catalogue import (
 SKILL = ROOT / "skills" / "fastapi-async-patterns"
 INDEX_START = "<!-- index: `recipes sync` writes what is between these lines -->"
 INDEX_END = "<!-- /index -->"
-INDEX_KEYWORDS = 3  # of each recipe: the first are the most telling
 
 _IGNORED = shutil.ignore_patterns("__pycache__", ".*")
 
@@ -57,13 +56,11 @@ def stale() -> list[Problem]:
 
 
 def index() -> str:
-    """The index by topic: the need, other words for it, and the file to read."""
+    """The index by topic: the need, and the name of the recipe to read."""
     lines = []
     for topic, found in groupby(recipes(), key=lambda recipe: recipe.topic):
         lines.append(f"\n{TOPICS[topic]}:\n")
-        for recipe in found:
-            words = ", ".join(recipe.keywords[:INDEX_KEYWORDS])
-            lines.append(f"- {recipe.title} ({words}): `recipes/{recipe.name}.py`")
+        lines += [f"- {recipe.title}: `{recipe.name}`" for recipe in found]
     return "\n".join(lines).strip()
 
 
