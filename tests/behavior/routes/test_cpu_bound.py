@@ -1,0 +1,213 @@
+"""routes/cpu_bound: jobs run on other cores, and a bad one harms nobody."""
+
+import asyncio
+import multiprocessing
+import os
+import signal
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+
+import httpx2
+import psutil
+import pytest
+from fastapi.testclient import TestClient
+
+from recipes.routes import cpu_bound
+from tests.behavior.routes.few_workers import WAITING, WORKERS
+from tests.conftest import Serve
+from tests.harness.server import Server
+
+FEW = "tests.behavior.routes.few_workers"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Where held jobs leave their pid and find "go"."""
+    found = tmp_path / "jobs"
+    found.mkdir()
+    return found
+
+
+def workers_of(server: Server) -> list[psutil.Process]:
+    found: list[psutil.Process] = psutil.Process(server.pid).children()
+    return found
+
+
+def seconds(process: psutil.Process) -> float:
+    times = process.cpu_times()
+    return float(times.user + times.system)
+
+
+async def until(condition: Callable[[], object]) -> None:
+    async with asyncio.timeout(20):
+        while not condition():
+            await asyncio.sleep(0.01)
+
+
+def get(client: httpx2.AsyncClient, path: str, times: int = 1) -> list[asyncio.Task]:  # type: ignore[type-arg]
+    return [asyncio.create_task(client.get(path)) for _ in range(times)]
+
+
+class Load:
+    """Four jobs: how many /health were answered meanwhile, and who computed."""
+
+    async def put_on(self, server: Server) -> "Load":
+        workers, main = workers_of(server), psutil.Process(server.pid)
+        before = [seconds(process) for process in (main, *workers)]
+        self.healthy = 0
+        async with server.client() as client, server.client() as other:
+            jobs = get(client, "/primes?below=100000", 4)
+            while not all(job.done() for job in jobs):
+                self.healthy += (await other.get("/health")).is_success
+            assert all(job.result().is_success for job in jobs)
+        after = [seconds(process) for process in (main, *workers)]
+        spent = [b - a for a, b in zip(before, after, strict=True)]
+        self.in_server = spent[0] / sum(spent)
+        self.busy = sum(part > sum(spent) / 20 for part in spent[1:])
+        return self
+
+
+@pytest.mark.defect("D2", "D3")
+async def test_jobs_use_other_cores_and_leave_the_server_free(
+    recipe: Server, naive: Server
+) -> None:
+    good, bad = await Load().put_on(recipe), await Load().put_on(naive)
+    assert good.busy == min(os.cpu_count() or 1, 4)
+    assert good.in_server < 0.7
+    assert (bad.busy, bad.in_server) == (0, 1)
+    assert good.healthy > 2 * bad.healthy
+
+
+async def test_jobs_at_once_and_waiting_ones_are_bounded(
+    serve: Serve, folder: Path
+) -> None:
+    server = serve(FEW)
+    places = WORKERS + WAITING
+    started = {process.pid for process in workers_of(server)}
+    assert len(started) == WORKERS  # before the first request
+    async with server.client() as client, server.client() as other:
+        calls = get(client, f"/hold?folder={folder}", 10 * places)
+        await until(lambda: sum(call.done() for call in calls) == 9 * places)
+        for call in calls:
+            if call.done():
+                assert call.result().status_code == 503
+                assert call.result().headers["Retry-After"] == "10"
+        await until(lambda: len(list(folder.iterdir())) == WORKERS)
+        assert (await other.get("/health")).json() == "ok"
+        assert (await other.get("/jobs/getpid")).status_code == 503
+        (folder / "go").touch()
+        answers = await asyncio.gather(*calls)
+        pids = [answer.json() for answer in answers if answer.is_success]
+        assert (len(pids), set(pids)) == (places, started)
+        assert (await other.get("/jobs/getpid")).is_success
+
+
+async def test_a_job_that_never_ends_is_killed_and_replaced(serve: Serve) -> None:
+    server = serve(FEW, env={"JOB_SECONDS": "2"})
+    before = workers_of(server)
+    async with server.client() as client:
+        calls = get(client, "/jobs/spin", WORKERS)
+        late = get(client, "/jobs/getpid")  # has no worker until one is killed
+        for call in calls:
+            assert (await call).status_code == 504
+        assert not any(process.is_running() for process in before)
+        assert (await late[0]).json() not in {process.pid for process in before}
+
+
+async def test_a_job_that_raises_or_kills_its_worker_fails_alone(
+    serve: Serve, folder: Path
+) -> None:
+    server = serve(FEW)
+    async with server.client() as client:
+        (other,) = get(client, f"/hold?folder={folder}")
+        await until(lambda: list(folder.iterdir()))
+        for _ in range(2):
+            async with server.client() as unlucky:  # uvicorn closes it after a 500
+                assert (await unlucky.get("/jobs/die")).status_code == 500
+        await asyncio.to_thread(server.wait_for_log, "BrokenWorkerProcess")
+        assert (await client.get("/jobs/getpid")).is_success
+        (folder / "go").touch()
+        assert (await other).is_success
+
+        async with server.client() as unlucky:
+            assert (await unlucky.get("/jobs/fail")).status_code == 500
+    await asyncio.to_thread(server.stop)
+    assert "ValueError: raised in the worker" in server.log
+    assert "printed in the worker" not in server.log
+    assert 'raise ValueError("raised' not in server.log  # the traceback stays there
+
+
+def test_a_pool_of_the_standard_library_stays_broken() -> None:
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=spawn) as pool:
+        assert pool.submit(os.getpid).result(20) != os.getpid()
+        with pytest.raises(BrokenProcessPool):
+            pool.submit(os._exit, 1).result(20)
+        with pytest.raises(BrokenProcessPool):
+            pool.submit(os.getpid).result(20)
+
+
+async def test_a_client_that_disconnects_leaves_its_job_until_the_end(
+    serve: Serve, folder: Path
+) -> None:
+    server = serve(FEW)
+    async with server.client() as client:
+        async with server.client() as gone:
+            calls = get(gone, f"/hold?folder={folder}", WORKERS + WAITING)
+            await until(lambda: len(list(folder.iterdir())) == WORKERS)
+            for call in calls:
+                call.cancel()
+        assert (await client.get("/jobs/getpid")).status_code == 503
+        (folder / "go").touch()
+        async with asyncio.timeout(20):
+            while not (await client.get("/jobs/getpid")).is_success:
+                await asyncio.sleep(0.01)
+
+
+async def test_a_signal_to_all_processes_does_not_end_a_job(
+    serve: Serve, folder: Path
+) -> None:
+    server = serve(FEW)
+    workers = workers_of(server)
+    async with server.client() as client:
+        (call,) = get(client, f"/hold?folder={folder}")
+        await until(lambda: list(folder.iterdir()))
+        busy = psutil.Process(int(next(folder.iterdir()).name))
+        for number in (signal.SIGINT, signal.SIGTERM):
+            busy.send_signal(number)
+        server.terminate()
+        await asyncio.to_thread(server.wait_for_log, "Shutting down")
+        (folder / "go").touch()
+        assert (await call).is_success
+    await asyncio.to_thread(server.wait)
+    await until(lambda: not any(process.is_running() for process in workers))
+
+
+async def test_a_stop_with_a_limit_kills_jobs_and_leaves_no_process(
+    serve: Serve,
+) -> None:
+    server = serve(FEW, strict=False, timeout_graceful_shutdown=0.2)
+    workers = workers_of(server)
+    async with server.client() as client:
+        calls = get(client, "/jobs/spin", WORKERS + WAITING)
+        await until(lambda: all(seconds(process) > 0.5 for process in workers))
+        server.terminate()
+        await asyncio.to_thread(server.wait)
+        await asyncio.gather(*calls, return_exceptions=True)
+    await until(lambda: not any(process.is_running() for process in workers))
+
+
+async def test_after_a_crash_idle_workers_end(serve: Serve) -> None:
+    server = serve(FEW)
+    workers = workers_of(server)
+    assert len(workers) == WORKERS
+    server.kill()
+    await until(lambda: not any(process.is_running() for process in workers))
+
+
+def test_what_is_too_much_is_refused() -> None:
+    client = TestClient(cpu_bound.app)  # its lifespan does not run: no worker starts
+    for below in ("200001", "-1", "x", "9" * 5000, "1.5", "%00", ""):
+        assert client.get(f"/primes?below={below}").status_code == 422
