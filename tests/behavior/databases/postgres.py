@@ -1,0 +1,95 @@
+"""PostgreSQL as tests see it: a look at it from beside the app, and its bad days."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from typing import Any, Self
+from urllib.parse import urlsplit
+
+import asyncpg
+
+from tests.harness.server import Server
+
+OTHERS = """
+    FROM pg_stat_activity
+    WHERE datname = current_database() AND pid <> pg_backend_pid()
+"""
+WAITING = """
+    SELECT count(*) FROM pg_locks JOIN pg_database ON pg_database.oid = database
+    WHERE NOT granted AND datname = current_database()
+"""
+
+
+@asynccontextmanager
+async def database(server: Server) -> AsyncIterator[Any]:
+    """A connection of our own to the database that `server` uses."""
+    connection = await asyncpg.connect(server.options.env["DATABASE_URL"])
+    try:
+        yield connection
+    finally:
+        await connection.close()
+
+
+async def until(database: Any, query: str, wanted: int = 1) -> None:
+    """Wait until `query` counts `wanted`."""
+    async with asyncio.timeout(20):
+        while await database.fetchval(query) != wanted:
+            await asyncio.sleep(0.01)
+
+
+async def disconnect_others(database: Any) -> None:
+    """What a restart of PostgreSQL does to the connections of the app."""
+    await database.execute("SELECT pg_terminate_backend(pid, 20_000)" + OTHERS)
+
+
+class Proxy:
+    """The way to the database, which can be cut, or frozen."""
+
+    def __init__(self, url: str) -> None:
+        parts = urlsplit(url)
+        assert parts.port
+        self._target = parts.port
+        self._url = url
+        self._ends: set[asyncio.StreamWriter] = set()
+        self._thawed = asyncio.Event()
+        self._thawed.set()
+
+    async def __aenter__(self) -> Self:
+        await self.open(0)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.cut()
+
+    async def open(self, port: int) -> None:
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", port)
+        self.port: int = self._server.sockets[0].getsockname()[1]
+        self.url = self._url.replace(f":{self._target}/", f":{self.port}/")
+
+    def freeze(self) -> None:
+        """As a host that is gone without a word."""
+        self._thawed.clear()
+
+    def thaw(self) -> None:
+        self._thawed.set()
+
+    async def cut(self) -> None:
+        self._server.close()
+        for end in self._ends:
+            end.transport.abort()
+
+    async def _serve(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        theirs, to = await asyncio.open_connection("127.0.0.1", self._target)
+        self._ends |= {writer, to}
+        await asyncio.gather(self._pipe(reader, to), self._pipe(theirs, writer))
+
+    async def _pipe(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        with suppress(ConnectionError):
+            while chunk := await reader.read(1 << 16):
+                await self._thawed.wait()
+                writer.write(chunk)
+        writer.close()
