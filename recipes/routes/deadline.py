@@ -97,7 +97,7 @@ async def transaction(ms: Ms = 10) -> AsyncIterator[None]:  # demo: your databas
         yield
     except BaseException:
         await asyncio.sleep(0)
-        events[:] = ["rolled back"]
+        events[:] = ["rolled back"]  # demo
         raise
 
 
