@@ -15,7 +15,7 @@ block.
 Gotchas:
 
 - Do not poll `await request.is_disconnected()`: `await request.receive()` returns
-  `{"type": "http.disconnect"}` when it happens. It reads the body too, so open the block
+  `{"type": "http.disconnect"}` when it happens. It reads the body too: open the block
   after the body has been read, and one block at a time.
 - Cancelling ends an `await`, not a thread: `def` routes and `to_thread` go on.
 - Once the client has left, uvicorn sends and logs nothing. The 499 is for middleware,
@@ -118,11 +118,11 @@ async def leave() -> dict[str, int]:
 
     body = {"type": "http.request", "body": b'{"prompt": "slow"}'}
     receive = AsyncMock(side_effect=[body, {"type": "http.disconnect"}])
+    scope = {"type": "http", "method": "POST", "path": "/answers", "query_string": b""}
     headers = [(b"content-type", b"application/json")]
-    scope = {"type": "http", "method": "POST", "path": "/answers", "headers": headers}
-    model = Model()
-    await app(scope | {"state": {"model": model}}, receive, AsyncMock())
-    return model.usage
+    state = {"model": Model()}
+    await app(scope | {"headers": headers, "state": state}, receive, AsyncMock())
+    return state["model"].usage
 
 
 def main() -> None:
@@ -131,9 +131,9 @@ def main() -> None:
     with TestClient(app) as client:
         client.post("/answers", json={"prompt": "Why?"})
         print(client.get("/usage").json())
-        # > {}
+        # > {'started': 1, 'cancelled': 0, 'charged': 1}
     print(asyncio.run(leave()))
-    # > {}
+    # > {'started': 1, 'cancelled': 1, 'charged': 0}
 
 
 if __name__ == "__main__":
