@@ -214,6 +214,13 @@ async def read(
     return [f"{path}: {line}" for line in (*seen, end)]
 
 
+async def test_what_a_transport_repeats(serve: Serve) -> None:
+    heading = "A transport with retries"
+    server = serve(MODULE, env={"SECTION": heading})
+    status = await loaded(heading)["ask"](server.url)
+    assert [*printed(server), str(status)] == told(heading)
+
+
 async def shown(heading: str, url: str) -> list[str]:
     """The lines that `show(url)` of a section prints."""
     lines: list[str] = []
