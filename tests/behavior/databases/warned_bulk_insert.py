@@ -1,0 +1,8 @@
+"""The naive form with its warnings in the log."""
+
+import warnings
+
+from tests.behavior.databases import naive_bulk_insert
+
+warnings.simplefilter("always")
+app = naive_bulk_insert.app
