@@ -1,0 +1,159 @@
+# /// script
+# requires-python = ">=3.11"
+# dependencies = ["ast-grep-cli>=0.45", "ruff>=0.15"]
+# ///
+"""Find async FastAPI code that fails under load, on disconnects or at a stop.
+
+    uv run audit.py src tests        what was found; exit status 1 if it must change
+    uv run audit.py --fix src        apply mechanical fixes, report the rest
+    uv run audit.py --format json    for programs; `github` annotates a pull request
+
+Each finding says what happens at run time, and which recipe to read. A comment
+`# ast-grep-ignore: <rule>` on the line above, or Ruff's `# noqa: <rule>`, silences one.
+"""
+
+import argparse
+import json
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+SKIPPED = "!**/{node_modules,venv,build,dist}/**"
+
+# What Ruff sees, in the words of this audit. Style is not its business.
+RUFF = {
+    "ASYNC1": ("warning", "recipes/routes/deadline.py"),
+    "ASYNC2": ("error", "recipes/routes/def_or_async.py"),
+    "FAST": ("info", ""),
+    "RUF006": ("warning", "recipes/background/after_response.py"),
+    "S113": ("warning", "recipes/lifespan/http_client.py"),
+}
+RUFF_IGNORED = "ASYNC109"  # a parameter called `timeout` is no defect
+
+
+@dataclass(frozen=True, order=True)
+class Finding:
+    """One place, what happens there at run time, and what to read."""
+
+    file: str
+    line: int
+    severity: str
+    rule: str
+    message: str
+    help: str
+
+    def __str__(self) -> str:
+        """A line that editors can jump to, and the explanation below it."""
+        head = f"{self.file}:{self.line}: {self.severity}: {self.rule}"
+        return "\n    ".join(part for part in (head, self.message, self.help) if part)
+
+    @property
+    def annotation(self) -> str:
+        """A workflow command of GitHub Actions."""
+        level = "notice" if self.severity == "info" else self.severity
+        text = f"{self.message} {self.help}".replace("%", "%25")
+        return f"::{level} file={self.file},line={self.line},title={self.rule}::{text}"
+
+
+def main() -> int:
+    """Print what was found; 1 if anything is more than information."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("paths", nargs="*", default=["."], metavar="PATH")
+    parser.add_argument("--fix", action="store_true", help="apply mechanical fixes")
+    parser.add_argument("--format", choices=("text", "json", "github"), default="text")
+    options = parser.parse_args()
+    for path in options.paths:
+        if not Path(path).exists():
+            parser.error(f"{path} does not exist")
+    if options.fix:
+        _run(_ast_grep(), "--update-all", *options.paths)
+    found = {(f.file, f.line, f.rule): f for f in by_ast_grep(options.paths)}
+    places = {(file, line) for file, line, _ in found}
+    found |= {
+        (f.file, f.line, f.rule): f
+        for f in by_ruff(options.paths)
+        if (f.file, f.line) not in places  # said already, with more
+    }
+    show(sorted(found.values()), options.format)
+    return int(any(f.severity != "info" for f in found.values()))
+
+
+def by_ast_grep(paths: list[str]) -> Iterator[Finding]:
+    """What the rules beside this file find."""
+    for line in _run(_ast_grep(), "--json=stream", *paths).splitlines():
+        match = json.loads(line)
+        yield Finding(
+            Path(match["file"]).as_posix(),
+            match["range"]["start"]["line"] + 1,
+            match["severity"],
+            match["ruleId"],
+            match["message"],
+            match["note"] or "",
+        )
+
+
+def by_ruff(paths: list[str]) -> Iterator[Finding]:
+    """What Ruff's own rules about async code find."""
+    command = [_tool("ruff"), "check", "--isolated", "--output-format=json"]
+    rules = [f"--select={','.join(RUFF)}", f"--ignore={RUFF_IGNORED}"]
+    for match in json.loads(_run(command, *rules, "--exit-zero", *paths)):
+        code = match["code"] or ""
+        known = next((RUFF[start] for start in RUFF if code.startswith(start)), None)
+        if known is None:
+            continue  # a syntax error: the user's other tools say so
+        severity, recipe = known
+        file = Path(match["filename"])
+        if file.is_relative_to(Path.cwd()):
+            file = file.relative_to(Path.cwd())
+        yield Finding(
+            file.as_posix(),
+            match["location"]["row"],
+            severity,
+            code,
+            re.sub(r"\s+", " ", match["message"]),
+            f"Read {recipe}." if recipe else "",
+        )
+
+
+def show(found: list[Finding], form: str) -> None:
+    """Print the findings, and how many there are."""
+    if form == "json":
+        print(json.dumps([asdict(finding) for finding in found], indent=2))
+        return
+    for finding in found:
+        print(finding.annotation if form == "github" else finding)
+    counts = [sum(f.severity == s for f in found) for s in ("error", "warning", "info")]
+    print("{} errors, {} warnings, {} for information".format(*counts), file=sys.stderr)
+
+
+def _ast_grep() -> list[str]:
+    config = f"--config={HERE / 'sgconfig.yml'}"
+    return [_tool("ast-grep"), "scan", config, f"--globs={SKIPPED}"]
+
+
+def _tool(name: str) -> str:
+    """The program that came with this script's dependencies."""
+    beside = str(Path(sys.executable).parent)
+    found = shutil.which(name, path=beside) or shutil.which(name)
+    if found is None:
+        sys.exit(f"{name} is missing: run this with `uv run {Path(__file__).name}`.")
+    return found
+
+
+def _run(command: list[str], *arguments: str) -> str:
+    done = subprocess.run(  # noqa: S603 - our own arguments, and the user's paths
+        [*command, *arguments], check=False, capture_output=True, encoding="utf-8"
+    )
+    # Findings of severity error make ast-grep exit with 1.
+    if done.returncode not in {0, 1} or (done.returncode and not done.stdout.strip()):
+        sys.exit(f"{Path(command[0]).name}: {done.stderr.strip().splitlines()[0]}")
+    return done.stdout
+
+
+if __name__ == "__main__":
+    sys.exit(main())

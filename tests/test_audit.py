@@ -1,0 +1,155 @@
+"""The audit: it finds the naive forms, and is silent about code that is right."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from recipes._cookbook import skill
+from recipes._cookbook.catalogue import RECIPES, ROOT
+
+AUDIT = skill.SKILL / "audit"
+RULES = sorted(AUDIT.glob("rules/*.yml"))
+BEHAVIOR = ROOT / "tests" / "behavior"
+
+
+def audit(*arguments: str | Path) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        [sys.executable, AUDIT / "audit.py", *map(str, arguments)],
+        check=False, capture_output=True, text=True, cwd=ROOT, timeout=50,
+    )  # fmt: skip
+
+
+def findings(*arguments: str | Path) -> list[dict[str, Any]]:
+    done = audit("--format=json", *arguments)
+    assert done.stderr == ""
+    found: list[dict[str, Any]] = json.loads(done.stdout)
+    return found
+
+
+def test_each_rule_finds_what_it_must_and_nothing_that_it_must_not() -> None:
+    command = shutil.which("ast-grep", path=str(Path(sys.executable).parent))
+    assert command
+    config = f"--config={AUDIT / 'sgconfig.yml'}"
+    done = subprocess.run(
+        [command, "test", config, "--skip-snapshot-tests"],
+        check=False, capture_output=True, text=True, timeout=50,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"{len(RULES)} passed; 0 failed" in done.stdout
+
+
+@pytest.mark.parametrize("path", RULES, ids=lambda path: path.stem)
+def test_each_rule_has_cases_and_says_what_to_read(path: Path) -> None:
+    rule = path.read_text("utf-8")
+    assert rule.startswith(f"id: {path.stem}\n")
+    cases = (AUDIT / "tests" / f"{path.stem}-test.yml").read_text("utf-8")
+    valid, invalid = cases.split("invalid:\n")
+    assert valid.count("\n  - ") >= 2
+    assert f"\n{invalid}".count("\n  - ") >= 2
+    note = next(line for line in rule.splitlines() if line.startswith("note:"))
+    named = [word.strip(".,'\"") for word in note.split() if "recipes/" in word]
+    assert named
+    for name in named:
+        assert (skill.SKILL / name).exists(), name
+
+
+def test_it_is_silent_about_the_recipes() -> None:
+    assert [f for f in findings(RECIPES) if f["severity"] != "info"] == []
+
+
+# Which rules must speak up about which naive form. It may say more.
+NAIVE = {
+    "concurrency/bounded": {"unbounded-gather"},
+    "concurrency/fan_out": {"client-per-request"},
+    "concurrency/first_success": {"client-per-request"},
+    "databases/asyncpg_pool_per_request": {"client-per-request", "no-timeout"},
+    "databases/sqlalchemy_parallel": {"shared-session"},
+    "databases/sqlalchemy_relations": {"shared-session"},
+    "databases/sqlalchemy_session": {"commit-after-yield"},
+    "lifespan/http_client": {"client-per-request"},
+    "lifespan/resources_events": {"on-event"},
+    "sse/feed_heartbeat": {"swallowed-cancellation"},
+    "streaming/csv_export": {"offset-export"},
+    "streaming/upload": {"client-file-name", "whole-upload"},
+    "websocket/rooms": {"sequential-broadcast"},
+    "websocket/typed_messages": {"unhandled-bad-message"},
+}
+
+
+@pytest.mark.parametrize("name", NAIVE)
+def test_it_finds_what_is_wrong_with_a_naive_form(name: str) -> None:
+    topic, stem = name.split("/")
+    found = {f["rule"] for f in findings(BEHAVIOR / topic / f"naive_{stem}.py")}
+    assert found >= NAIVE[name]
+
+
+@pytest.fixture
+def app(tmp_path: Path) -> Path:
+    path = tmp_path / "app.py"
+    path.write_text(
+        "import asyncio\n\n\n"
+        "async def first(a, b):\n"
+        "    await asyncio.wait([a(), b()])\n"
+        "    tasks.add_task(charge, 1)\n"
+    )
+    return path
+
+
+def test_a_finding_says_where_what_happens_and_what_to_read(app: Path) -> None:
+    done = audit(app)
+    assert done.returncode == 1
+    first, explained, read, *_ = done.stdout.splitlines()
+    assert first == f"{app}:5: error: wait-with-coroutines"
+    assert "`TypeError: Passing coroutines is forbidden" in explained
+    assert "recipes/concurrency/first_success.py" in read
+    assert done.stderr == "1 errors, 0 warnings, 1 for information\n"
+
+
+def test_it_fixes_what_is_mechanical_and_information_is_no_failure(app: Path) -> None:
+    done = audit("--fix", app)
+    assert done.returncode == 0
+    assert done.stderr == "0 errors, 0 warnings, 1 for information\n"
+    fixed = "wait([asyncio.create_task(a()), asyncio.create_task(b())])"
+    assert fixed in app.read_text()
+
+
+def test_findings_can_annotate_a_pull_request(app: Path) -> None:
+    first = audit("--format=github", app).stdout.splitlines()[0]
+    start = f"::error file={app},line=5,title=wait-with-coroutines::`asyncio.wait`"
+    assert first.startswith(start)
+
+
+def test_a_comment_silences_one_finding(app: Path) -> None:
+    ignored = "    # ast-grep-ignore: wait-with-coroutines\n    await asyncio.wait("
+    app.write_text(app.read_text().replace("    await asyncio.wait(", ignored))
+    assert audit(app).returncode == 0
+
+
+def test_ruff_and_the_rules_say_a_thing_once(tmp_path: Path) -> None:
+    path = tmp_path / "app.py"
+    path.write_text("import asyncio\n\nasync def f():\n    asyncio.create_task(g())\n")
+    assert [f["rule"] for f in findings(path)] == ["dropped-task"]
+
+
+def test_libraries_that_lie_in_the_tree_are_left_out(app: Path) -> None:
+    library = app.parent / "venv" / "lib" / "other.py"
+    library.parent.mkdir(parents=True)
+    library.write_text(app.read_text())
+    assert {f["file"] for f in findings(app.parent)} == {str(app)}
+
+
+def test_a_path_that_is_not_there_is_one_clear_line() -> None:
+    done = audit("no/such/path")
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].endswith("error: no/such/path does not exist")
+
+
+def test_a_file_that_is_no_python_is_passed_over(tmp_path: Path) -> None:
+    (tmp_path / "broken.py").write_text("def (:\n")
+    (tmp_path / "notes.txt").write_text("asyncio.create_task(f())")
+    assert findings(tmp_path) == []
