@@ -27,22 +27,22 @@ from recipes._cookbook.servers import Servers
 STATUS = "/live/status.json"
 
 
-@pytest.fixture
-def site(tmp_path: Path) -> Path:
-    (tmp_path / "index.html").write_text("<p>home")
-    (tmp_path / "404.html").write_text("<p>not here")
-    return tmp_path
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("site")
+    (folder / "index.html").write_text("<p>home")
+    (folder / "404.html").write_text("<p>not here")
+    return folder
 
 
-@pytest.fixture
-def all_servers(postgres_url: str, redis_url: str, mongodb_url: str) -> Servers:
+@pytest.fixture(scope="module")
+def client(
+    site: Path, postgres_url: str, redis_url: str, mongodb_url: str
+) -> Iterator[TestClient]:
+    """All recipes, started once."""
     urls = postgres_url, redis_url, mongodb_url
-    return Servers(dict(zip(SERVER_VARIABLES, urls, strict=True)), {})
-
-
-@pytest.fixture
-def client(site: Path, all_servers: Servers) -> Iterator[TestClient]:
-    with TestClient(live.live_app(site, all_servers)) as client:
+    servers = Servers(dict(zip(SERVER_VARIABLES, urls, strict=True)), {})
+    with TestClient(live.live_app(site, servers)) as client:
         yield client
 
 
