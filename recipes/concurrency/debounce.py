@@ -4,10 +4,9 @@
 # ///
 """Debounce saves: many values come, the newest of each key is saved once.
 
-`put` keeps the value and returns, so the client gets a 202 at once. One task per key
-waits until no new value has come for `QUIET_SECONDS`, then saves the newest. It never
-waits longer than `MAX_WAIT_SECONDS`, and a save that has started is finished before the
-next one of its key. A stop saves at once what still waits.
+`put` keeps the value, and the client gets a 202 at once. One task per key waits until
+no value has come for `QUIET_SECONDS`, at most `MAX_WAIT_SECONDS`, and saves the newest.
+A save that has started is finished before the next. A stop saves what still waits.
 
 **Use when** only the last of many values counts: autosave, a search index, a webhook.
 **Not when** a value must not be lost: this 202 only means "received", and a crash or
@@ -68,16 +67,20 @@ class Debouncer:
             self._tasks[key] = asyncio.create_task(self._run(key))
 
     async def _run(self, key: str) -> None:
-        while key in self._newest:  # again if a value came during the save
-            await self._quiet(key)
-            async with self._slots:
-                _, value = self._newest.pop(key)
-                try:
-                    async with asyncio.timeout(SAVE_SECONDS):
-                        await self._save(key, value)
-                except Exception:
-                    logger.exception("%r is not saved", key)
-        del self._tasks[key]  # no await since the check: `put` starts the next one
+        try:
+            while key in self._newest:  # again if a value came during the save
+                await self._quiet(key)
+                async with self._slots:
+                    try:
+                        async with asyncio.timeout(SAVE_SECONDS):
+                            await self._save(key, self._newest.pop(key)[1])
+                    except Exception:
+                        logger.exception("%r is not saved", key)
+        except asyncio.CancelledError:
+            logger.warning("%r is not saved: cancelled", key)
+            raise
+        finally:
+            del self._tasks[key]  # the next `put` starts another
 
     async def _quiet(self, key: str) -> None:
         latest = time.monotonic() + MAX_WAIT_SECONDS
@@ -92,9 +95,7 @@ class Debouncer:
         self._stopping.set()
         with suppress(TimeoutError):
             async with asyncio.timeout(STOP_SECONDS):
-                await asyncio.gather(*self._tasks.values())
-        for key in self._tasks:
-            logger.error("%r is not saved: stopped", key)
+                await asyncio.gather(*self._tasks.values(), return_exceptions=True)
 
 
 async def save(saved: dict[str, str], name: str, text: str) -> None:  # demo: yours

@@ -165,7 +165,7 @@ async def test_a_stop_gives_up_a_save_that_hangs(serve: Serve) -> None:
     recipe.terminate()
     assert await asyncio.to_thread(recipe.wait) == -15
     for name in ("ann", "bob"):
-        assert f"'{name}' is not saved: stopped" in recipe.log
+        assert f"'{name}' is not saved: cancelled" in recipe.log
 
 
 def test_what_is_no_draft_is_refused() -> None:
@@ -194,3 +194,23 @@ async def test_nothing_is_left_of_a_key(monkeypatch: pytest.MonkeyPatch) -> None
     await debouncer.aclose()
     assert not debouncer._tasks  # noqa: SLF001 - what no answer shows
     assert not debouncer._newest  # noqa: SLF001
+
+
+async def test_a_save_that_cancels_itself_does_not_take_its_key_along(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(debounce, "QUIET_SECONDS", 0.001)
+    saved: list[str] = []
+
+    async def save(_: str, value: str) -> None:
+        if value == "cancelled":  # such as by a library's own task
+            raise asyncio.CancelledError
+        saved.append(value)
+
+    debouncer = debounce.Debouncer(save)
+    debouncer.put("key", "cancelled")
+    while debouncer._tasks:  # noqa: SLF001
+        await asyncio.sleep(0)
+    debouncer.put("key", "2")
+    await debouncer.aclose()
+    assert saved == ["2"]
