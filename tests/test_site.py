@@ -224,7 +224,9 @@ def test_written_pages_are_the_same_site(written: Path, site: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
     def files(root: Path) -> set[str]:
-        return {path.relative_to(root).as_posix() for path in root.rglob("*")}
+        found = {path.relative_to(root).as_posix() for path in root.rglob("*")}
+        # What the hook adds for programs: there, the pages themselves are Markdown.
+        return {path for path in found if not path.endswith((".md", "llms.txt"))}
 
     assert files(written / "site") == files(site)
 
@@ -247,3 +249,41 @@ def test_broken_links_fail_the_build(written: Path) -> None:
     lines = done.stderr.splitlines()
     for link, complaint in planted.items():
         assert any(f"'{link}'" in line and complaint in line for line in lines), lines
+
+
+def test_every_page_is_there_as_markdown(site: Path) -> None:
+    for page in site.rglob("index.html"):
+        link = next(
+            attributes["href"]
+            for tag, attributes in Tags(page.read_text("utf-8")).found
+            if tag == "a" and (attributes.get("href") or "").endswith(".md")
+        )
+        assert link
+        text = (page.parent / link).read_text("utf-8")
+        assert re.search("^# ", text, re.MULTILINE), link
+        assert "data-search" not in text
+        assert "<div" not in text
+
+
+@each_recipe
+def test_markdown_of_a_recipe_has_its_code(recipe_: Recipe, site: Path) -> None:
+    text = (site / f"recipes/{recipe_.name}.md").read_text("utf-8")
+    assert f"```python\n{recipe_.pattern}\n```" in text
+    assert f"```python\n{recipe_.evidence}\n```" in text
+    assert "Try it" not in text
+    for gotcha in recipe_.gotchas:
+        assert f"- {gotcha}" in unlinked(text)
+
+
+def test_llms_txt_lists_every_page_once(site: Path) -> None:
+    text = (site / "llms.txt").read_text("utf-8")
+    links = re.findall(r"^- \[.+?\]\((\S+?\.md)\)", text, re.MULTILINE)
+    pages_there = {
+        path.relative_to(site).as_posix()
+        for path in site.rglob("*.md")
+        if "proofs" not in path.parts
+    }
+    assert sorted(links) == sorted(pages_there)
+    for recipe in recipes():
+        row = f"(recipes/{recipe.name}.md): Use when {recipe.use_when}"
+        assert row in text
