@@ -82,9 +82,7 @@ class Price(BaseModel):
 async def lifespan(_: FastAPI) -> AsyncIterator[dict[str, Any]]:
     async with httpx2.AsyncClient(
         base_url=os.environ.get("SHOP_URL", "http://stand-in"),  # demo: no default
-        mounts={
-            "http://stand-in": httpx2.ASGITransport(app=stand_in)
-        },  # demo: no mounts
+        mounts={"http://stand-in": httpx2.ASGITransport(app=stand_in)},  # demo
     ) as client:
         yield {"client": client, "slots": asyncio.Semaphore(AT_A_TIME)}
 
