@@ -33,10 +33,10 @@ import asyncio
 import logging
 import os
 import random
-import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Annotated
+from uuid import uuid4
 
 import httpx2
 import stamina
@@ -59,9 +59,9 @@ def pause(error: Exception) -> bool | float:
     """Seconds before the next attempt; True: as usual; False: do not repeat."""
     if not isinstance(error, httpx2.HTTPStatusError):
         return isinstance(error, httpx2.TransportError)
-    after = error.response.headers.get("Retry-After", "")
     if error.response.status_code not in (429, 502, 503, 504):
         return False
+    after = error.response.headers.get("Retry-After", "")
     if after.isdecimal() and len(after) < 9 and int(after) <= MAX_WAIT:
         return int(after) + random.random()  # noqa: S311 - jitter is no secret
     return not after  # later than we can wait: earlier would not help
@@ -119,8 +119,7 @@ async def look(request: Request, sku: Sku) -> Stock:
 @app.post("/stock/{sku}")
 async def take(request: Request, sku: Sku) -> Stock:
     shop: Shop = request.state.shop
-    key = {"Idempotency-Key": uuid.uuid4().hex}
-    return await shop.call("POST", f"/stock/{sku}", key)
+    return await shop.call("POST", f"/stock/{sku}", {"Idempotency-Key": uuid4().hex})
 
 
 # --- evidence ---
