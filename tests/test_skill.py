@@ -12,7 +12,14 @@ from fastapi.testclient import TestClient
 from skills_ref import validate
 
 from recipes._cookbook import skill
-from recipes._cookbook.catalogue import ROOT, Problem, find, recipe_paths, recipes
+from recipes._cookbook.catalogue import (
+    ROOT,
+    TOPICS,
+    Problem,
+    find,
+    recipe_paths,
+    recipes,
+)
 from tests.conftest import environment
 from tests.harness.server import run_script
 
@@ -40,6 +47,12 @@ def test_the_index_names_every_recipe_once() -> None:
 def test_paths_in_the_text_exist() -> None:
     for path in re.findall(r"`((?:recipes|audit)/[\w/]+\.\w+)`", MANUAL.read_text()):
         assert (skill.SKILL / path).exists(), path
+
+
+def test_recipes_in_the_text_exist() -> None:
+    topics = "|".join(TOPICS)
+    named = re.findall(rf"\b(?:{topics})/\w+", MANUAL.read_text())
+    assert set(named) == {recipe.name for recipe in recipes()}
 
 
 @pytest.fixture

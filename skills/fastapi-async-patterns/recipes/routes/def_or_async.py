@@ -51,7 +51,7 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse
 
 THREADS = 40  # the default; more than your database connections only move the queue
-READ_SECONDS = 20  # nothing else ends a blocking call
+READ_SECONDS = 10  # nothing else ends a blocking call
 
 
 class NoCardError(Exception): ...  # demo: the timeout error of your library
