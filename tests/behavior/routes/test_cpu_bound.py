@@ -199,12 +199,22 @@ async def test_a_stop_with_a_limit_kills_jobs_and_leaves_no_process(
     await until(lambda: not any(process.is_running() for process in workers))
 
 
-async def test_after_a_crash_idle_workers_end(serve: Serve) -> None:
+async def test_after_a_crash_a_worker_ends_when_its_job_does(
+    serve: Serve, folder: Path
+) -> None:
     server = serve(FEW)
     workers = workers_of(server)
-    assert len(workers) == WORKERS
-    server.kill()
-    await until(lambda: not any(process.is_running() for process in workers))
+    async with server.client() as client:
+        (call,) = get(client, f"/hold?folder={folder}")
+        await until(lambda: list(folder.iterdir()))
+        (name,) = (path.name for path in folder.iterdir())
+        server.kill()
+        await asyncio.gather(call, return_exceptions=True)
+    (busy,) = (process for process in workers if process.pid == int(name))
+    await until(lambda: not any(p.is_running() for p in workers if p != busy))
+    assert busy.is_running()
+    (folder / "go").touch()
+    await until(lambda: not busy.is_running())
 
 
 def test_what_is_too_much_is_refused() -> None:
