@@ -24,6 +24,7 @@ from blockbuster import BlockBuster
 GRACE_SECONDS = 5
 _ASYNCPG_READS_FILES = {"_parse_connect_dsn_and_args"}
 _PYMONGO_READS_FILES = {"get_container_env_info"}
+_REDIS_READS_FILES = {"get_lib_version"}
 
 
 @dataclass(frozen=True)
@@ -137,6 +138,8 @@ def run(options: Options, listener: socket.socket, report: Connection) -> None:
             function.can_block_in("pydantic/networks.py", {"import_email_validator"})
             # PyMongo looks for /.dockerenv, once for each client.
             function.can_block_in("pymongo/pool_options.py", _PYMONGO_READS_FILES)
+            # redis-py looks up its own version on each connect.
+            function.can_block_in("redis/utils.py", _REDIS_READS_FILES)
         blockbuster.activate()
     _ReportingServer(config, report).run(sockets=[listener])
 
