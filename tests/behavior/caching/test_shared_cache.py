@@ -1,0 +1,351 @@
+"""caching/shared_cache: one computation for all workers, and no 500 without Valkey."""
+
+import asyncio
+import gc
+import os
+import signal
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Protocol
+from uuid import uuid4
+
+import httpx2
+import pytest
+from cashews import Cache
+from redis.asyncio import Redis
+
+from recipes._cookbook.servers import valkey
+from recipes.caching import shared_cache
+from recipes.caching.shared_cache import NO_URL, PREFIX
+from tests.conftest import Serve
+from tests.harness.server import Server, run_script
+
+COUNTED = "tests.behavior.caching.counted_shared_cache"
+RECIPE = "recipes.caching.shared_cache"
+NAIVE = "tests.behavior.caching.naive_shared_cache"
+CLOSE = {"Connection": "close"}  # as uvicorn does after a 500
+
+
+class Worker(Protocol):
+    def __call__(self, target: str = RECIPE, limits: str = "", url: str = "") -> Server:
+        """A worker on the Valkey server of this test process, or on `url`."""
+
+
+@pytest.fixture
+def worker(serve: Serve, redis_url: str) -> Worker:
+    def start(target: str = RECIPE, limits: str = "", url: str = "") -> Server:
+        env = {"TARGET": target, "LIMITS": limits, "REDIS_URL": url or redis_url}
+        env["STORE_URL"] = redis_url
+        return serve(COUNTED, env=env, strict=target == RECIPE)
+
+    return start
+
+
+@pytest.fixture
+def city() -> str:
+    return uuid4().hex
+
+
+async def ask(server: Server, city: str, callers: int = 1) -> list[httpx2.Response]:
+    async with server.client(headers=CLOSE) as client:
+        calls = (client.get(f"/orders/{city}") for _ in range(callers))
+        return await asyncio.gather(*calls)
+
+
+async def post(server: Server, path: str) -> None:
+    async with server.client() as client:
+        await client.post(path)
+
+
+async def counts(servers: list[Server], city: str) -> list[int]:
+    """How often each of them has computed `city`."""
+    found = []
+    for server in servers:
+        async with server.client() as client:
+            found.append(int((await client.get(f"/counts/{city}")).json()))
+    return found
+
+
+async def computing(server: Server, city: str, what: str = "computing") -> None:
+    await asyncio.to_thread(server.wait_for_log, f"{what} {city}\n")
+
+
+async def asked_at_once(servers: list[Server], city: str, enough: int) -> list[int]:
+    """Computations in each, `enough` of which begin before the first ends."""
+    city = f"gated {city}"
+    asking = [asyncio.create_task(ask(server, city, 50)) for server in servers]
+    while sum(await counts(servers, city)) < enough:
+        await asyncio.sleep(0.02)
+    for server in servers:
+        await post(server, "/release")
+    for answers in await asyncio.gather(*asking):
+        assert {answer.text for answer in answers} == {"0"}
+    return await counts(servers, city)
+
+
+async def test_one_computation_for_the_callers_of_two_workers(
+    worker: Worker, city: str
+) -> None:
+    recipe, naive = [worker(), worker()], [worker(NAIVE), worker(NAIVE)]
+    assert sum(await asked_at_once(recipe, city, 1)) == 1
+    assert await asked_at_once(naive, city, 100) == [50, 50]
+
+
+async def test_a_falsy_value_is_a_hit_in_the_other_worker(
+    worker: Worker, city: str
+) -> None:
+    async def three_times(servers: list[Server]) -> int:
+        for server in (*servers, servers[0]):
+            assert [answer.text for answer in await ask(server, city)] == ["0"]
+        return sum(await counts(servers, city))
+
+    assert await three_times([worker(), worker()]) == 1
+    assert await three_times([worker(NAIVE), worker(NAIVE)]) == 3
+
+
+@pytest.mark.parametrize("value", [None, 0, "", False, [], {}])
+async def test_every_falsy_value_is_a_hit(
+    monkeypatch: pytest.MonkeyPatch, redis_url: str, city: str, value: object
+) -> None:
+    calls = []
+
+    async def compute(key: str) -> object:
+        calls.append(key)
+        return value
+
+    monkeypatch.setattr(shared_cache, "count_orders", compute)
+    cache = shared_cache.SharedCache(Redis.from_url(redis_url))
+    assert [await cache.get(city) for _ in range(3)] == [value] * 3
+    assert calls == [city]
+    await cache.aclose()
+
+
+async def test_an_error_reaches_all_who_wait_and_is_not_kept(
+    worker: Worker, city: str
+) -> None:
+    server = worker()
+    city = f"gated broken {city}"
+    asking = asyncio.create_task(ask(server, city, 20))
+    await computing(server, city)
+    await post(server, "/release")
+    assert {answer.status_code for answer in await asking} == {500}
+    assert await counts([server], city) == [1]
+    await ask(server, city)
+    assert await counts([server], city) == [2]
+
+
+async def test_a_write_is_seen_also_if_it_comes_during_a_computation(
+    worker: Worker, city: str
+) -> None:
+    """Which has read the old value, and would store it."""
+    one, two = worker(), worker()
+    city = f"gated {city}"
+    asking = asyncio.create_task(ask(one, city))
+    await computing(one, city)
+    async with two.client() as client:
+        writing = asyncio.create_task(client.put(f"/orders/{city}?count=5"))
+        await computing(two, city, "stored")
+        assert not writing.done()
+        await post(one, "/release")
+        assert (await writing).is_success
+    assert [answer.text for answer in await asking] == ["0"]
+    await post(two, "/release")
+    for server in one, two, one:
+        assert [answer.text for answer in await ask(server, city)] == ["5"]
+
+
+@pytest.mark.usefixtures("leaky")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+async def test_a_caller_that_is_cancelled_stops_nobody(
+    monkeypatch: pytest.MonkeyPatch, redis_url: str, city: str
+) -> None:
+    """As it would with cashews."""
+    gate = asyncio.Event()
+
+    async def compute(_: str) -> int:
+        await gate.wait()
+        return 5
+
+    monkeypatch.setattr(shared_cache, "count_orders", compute)
+    ours = shared_cache.SharedCache(Redis.from_url(redis_url))
+    theirs = Cache()
+    theirs.setup(redis_url)
+    cached = theirs(ttl=60, key="cashews:{key}")(compute_with_name(compute))
+    for get, expected in (ours.get, 5), (cached, None):
+        gate.clear()
+        first, second = (asyncio.ensure_future(get(city)) for _ in range(2))
+        await asyncio.sleep(0.05)  # both wait
+        first.cancel()
+        gate.set()
+        await asyncio.wait([first, second])
+        assert first.cancelled()
+        assert second.cancelled() == (expected is None)
+        if expected:
+            assert second.result() == expected
+    await ours.aclose()
+    await closed(theirs)
+
+
+async def closed(*caches: Cache) -> None:
+    """cashews 7.6 uses what redis-py deprecates, and leaves connections open."""
+    with warnings.catch_warnings(action="ignore"):
+        for cache in caches:
+            await cache.close()
+
+
+@pytest.fixture
+def leaky() -> Iterator[None]:
+    yield
+    gc.collect()
+
+
+def compute_with_name(compute: Any) -> Any:
+    async def named(key: str) -> Any:
+        return await compute(key)
+
+    return named
+
+
+@pytest.mark.usefixtures("leaky")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+async def test_what_the_lock_of_cashews_costs(redis_url: str, city: str) -> None:
+    """It is taken for each hit, and waited for in a busy loop."""
+    caches = [Cache(), Cache()]
+    redis = Redis.from_url(redis_url)
+
+    async def compute(key: str) -> str:
+        await asyncio.sleep(0.1)
+        return key
+
+    async def commands(name: str) -> int:
+        found = await redis.info("commandstats")
+        return int(found.get(f"cmdstat_{name}", {"calls": 0})["calls"])
+
+    workers: list[Any] = []
+    for cache in caches:
+        cache.setup(redis_url)
+        workers.append(cache(ttl=60, key="cashews:{key}", lock=True)(compute))
+    await workers[0](key=city)
+    before = await commands("set")
+    for _ in range(10):
+        await workers[0](key=city)
+    assert await commands("set") - before == 10  # the lock, ten times
+    before = await commands("set")
+    await asyncio.gather(*(each(key=f"{city}-2") for each in workers))
+    assert await commands("set") - before > 20  # in 0.1 s
+    assert str(await redis.get(f"cashews:{city}")).startswith("b'\\x80")  # a pickle
+    await redis.aclose()
+    await closed(*caches)
+
+
+@pytest.fixture
+def own_valkey() -> Iterator[str]:
+    with valkey() as url:
+        yield url
+
+
+async def test_without_valkey_each_worker_computes_once_for_its_callers(
+    worker: Worker, city: str
+) -> None:
+    down = "redis://127.0.0.1:1/0"
+    recipe = [worker(url=down), worker(url=down)]
+    assert await asked_at_once(recipe, city, 2) == [1, 1]
+    answers = await ask(worker(NAIVE, url=down), city)
+    assert answers[0].status_code == 500
+    assert "cache: Error 111" in recipe[0].log
+
+
+async def test_a_valkey_that_hangs_or_restarts_is_no_error(
+    worker: Worker, own_valkey: str, city: str
+) -> None:
+    server = worker(url=own_valkey, limits="WAIT=0.1")
+    assert [answer.text for answer in await ask(server, f"{city}-1")] == ["0"]
+    redis = Redis.from_url(own_valkey, retry=None)
+    pid = (await redis.info("server"))["process_id"]
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        answers = await ask(server, f"{city}-2", 20)
+        assert {answer.text for answer in answers} == {"0"}
+        assert await counts([server], f"{city}-2") == [1]
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    await redis.client_kill_filter(_type="normal", skipme=True)  # as a restart does
+    for _ in range(3):
+        assert [answer.text for answer in await ask(server, f"{city}-3")] == ["0"]
+    assert await counts([server], f"{city}-3") == [1]
+    await redis.aclose()
+
+
+async def test_a_worker_that_crashes_frees_its_lock(worker: Worker, city: str) -> None:
+    one, two = worker(limits="LOCK=1"), worker(limits="LOCK=1")
+    city = f"gated {city}"
+    asking = asyncio.create_task(ask(one, city))
+    await computing(one, city)
+    waiting = asyncio.create_task(ask(two, city))
+    one.kill()
+    with pytest.raises(httpx2.RemoteProtocolError):
+        await asking
+    await computing(two, city)
+    await post(two, "/release")
+    assert [answer.text for answer in await waiting] == ["0"]
+
+
+async def test_a_computation_that_hangs_is_given_up(worker: Worker, city: str) -> None:
+    server = worker(limits="COMPUTE=0.2")
+    for _ in range(2):
+        answers = await ask(server, f"gated {city}", 10)
+        assert {answer.status_code for answer in answers} == {503}
+        assert {answer.headers["retry-after"] for answer in answers} == {"1"}
+
+
+async def test_only_so_many_compute_at_once(worker: Worker, city: str) -> None:
+    server = worker()
+    cities = [f"gated {city} {number}" for number in range(15)]
+    asking = [asyncio.create_task(ask(server, each)) for each in cities]
+    while server.log.count("computing ") < shared_cache.MAX_AT_ONCE:
+        await asyncio.sleep(0.02)
+    await counts([server], city)  # the others would have begun meanwhile, too
+    assert server.log.count("computing ") == shared_cache.MAX_AT_ONCE
+    await post(server, "/release")
+    await asyncio.gather(*asking)
+
+
+async def test_values_are_json_and_expire(
+    worker: Worker, redis_url: str, city: str
+) -> None:
+    await ask(worker(), city)
+    redis = Redis.from_url(redis_url)
+    assert await redis.get(PREFIX + city) == b"0"
+    assert 0 < await redis.ttl(PREFIX + city) <= shared_cache.TTL
+    assert not [key async for key in redis.scan_iter(f"{PREFIX}lock:{city}*")]
+    await redis.aclose()
+
+
+async def test_long_names_and_odd_ones(worker: Worker, city: str) -> None:
+    server = worker()
+    for name, status in ("x" * 51, 422), (f"{city[:20]}%00%0A{{key}}*", 200):
+        assert {answer.status_code for answer in await ask(server, name)} == {status}
+    await ask(server, f"A{city}")
+    await ask(server, f"a{city}")
+    assert await counts([server], f"a{city}") == [1]
+
+
+async def test_a_stop_waits_for_what_is_computed(worker: Worker, city: str) -> None:
+    server = worker()
+    asking = asyncio.create_task(ask(server, f"gated {city}"))
+    await computing(server, f"gated {city}")
+    await post(server, "/release")
+    server.terminate()
+    assert await asyncio.to_thread(server.wait) == -15
+    assert [answer.text for answer in await asking] == ["0"]
+
+
+def test_without_a_url_one_line_says_what_to_set(serve: Serve, tmp_path: Path) -> None:
+    no_url = {"REDIS_URL": ""}
+    path = Path(shared_cache.__file__)
+    assert run_script(path, tmp_path, no_url) == (1, "", f"{NO_URL}\n")
+    with pytest.raises(RuntimeError, match=NO_URL):
+        serve(RECIPE, env=no_url)
