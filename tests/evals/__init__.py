@@ -1,0 +1,1 @@
+"""The evaluations of the skill: each task of `evals.json` has a grader here."""
