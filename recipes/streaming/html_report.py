@@ -115,8 +115,12 @@ def main() -> None:
 
     with TestClient(app) as client:
         text = client.get("/report").text
-        print({word: text.count(word) for word in ("<script>", "&lt;script", "missing")})
-        # > {'<script>': 0, '&lt;script': 2, 'missing': 1}
+        for word in "<script>", "&lt;script&gt;", "is missing", "End of the report":
+            print(word, text.count(word))
+            # > <script> 0
+            # > &lt;script&gt; 2
+            # > is missing 1
+            # > End of the report 1
 
 
 if __name__ == "__main__":
