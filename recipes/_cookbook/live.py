@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from fastapi import FastAPI
@@ -41,6 +42,8 @@ def live_app(
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         with _environment(servers.urls):  # where the recipes read it
+            for one in hosted:  # an import holds up those that wait for a server
+                one.load()
             starts = [asyncio.create_task(one.start()) for one in hosted]
             pending = set(starts)
             until = time.monotonic() + PATIENCE_SECONDS
@@ -75,11 +78,20 @@ class Hosted:
     recipe: Recipe
     servers: Servers
     error: str | None = "It is still starting."
+    _module: ModuleType | None = None
     _app: ASGIApp | None = None
     _state: Mapping[str, Any] = field(default_factory=dict)
     _task: asyncio.Task[None] | None = None
     _settled: asyncio.Event = field(default_factory=asyncio.Event)
     _stop: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def load(self) -> None:
+        """Import its module."""
+        name = f"recipes.{self.recipe.topic}.{self.recipe.stem}"
+        try:
+            self._module = importlib.import_module(name)
+        except BaseException as error:  # noqa: BLE001 - a recipe may raise anything
+            self.error = _one_line(error)
 
     async def start(self) -> None:
         """Return when it runs, or when it is known that it does not."""
@@ -87,8 +99,8 @@ class Hosted:
         missing = [name for name in self.recipe.servers if name not in urls]
         if missing:
             self.error = errors.get(missing[0], f"{missing[0]} is not set.")
-        else:
-            self._task = asyncio.create_task(self._live())
+        elif self._module is not None:
+            self._task = asyncio.create_task(self._live(self._module.app))
             await self._settled.wait()
         if self.error:
             logger.warning("%s does not run: %s", self.recipe.name, self.error)
@@ -103,11 +115,9 @@ class Hosted:
             await asyncio.wait([self._task], timeout=STOP_SECONDS)
         self._settled.set()
 
-    async def _live(self) -> None:
+    async def _live(self, app: FastAPI) -> None:
         """Be the lifespan, from its start to its end."""
         try:
-            name = f"recipes.{self.recipe.topic}.{self.recipe.stem}"
-            app: FastAPI = importlib.import_module(name).app
             async with AsyncExitStack() as stack:
                 lifespan = app.router.lifespan_context(app)
                 async with asyncio.timeout(START_SECONDS):
