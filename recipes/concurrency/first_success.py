@@ -37,15 +37,15 @@ import asyncio
 import logging
 import os
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
-from typing import Annotated
+from contextlib import asynccontextmanager
+from typing import Annotated, Any
 
 import httpx2
 from fastapi import FastAPI, HTTPException, Path, Request
 from pydantic import BaseModel, Field
 
 DEADLINE = 2  # seconds for the whole race
-LIMITS = httpx2.Limits(max_connections=100, max_keepalive_connections=100)
+CONNECTIONS = 300  # a race takes one for each service
 
 logger = logging.getLogger(__name__)
 
@@ -55,31 +55,24 @@ class Rate(BaseModel):
     rate: float = Field(gt=0, allow_inf_nan=False)
 
 
-async def ask(service: httpx2.AsyncClient, currency: str) -> Rate | None:
+async def ask(client: httpx2.AsyncClient, service: str, currency: str) -> Rate | None:
     try:
-        response = await service.get(f"/rates/{currency}")
+        response = await client.get(f"{service}/rates/{currency}")
         response.raise_for_status()  # for a redirect too
         return Rate.model_validate_json(response.content)
     except (httpx2.HTTPError, ValueError) as error:
-        logger.warning("%s has no rate of %s: %r", service.base_url, currency, error)
+        logger.warning("%s has no rate of %s: %r", service, currency, error)
         return None  # raised, it would cancel the other calls of the group
 
 
 @asynccontextmanager
-async def lifespan(_: FastAPI) -> AsyncIterator[dict[str, list[httpx2.AsyncClient]]]:
+async def lifespan(_: FastAPI) -> AsyncIterator[dict[str, Any]]:
     urls = os.environ.get("RATE_URLS", STAND_INS)  # demo: no default
-    mounts = {"http://stand-in": httpx2.ASGITransport(app=stand_in)}  # demo: no mounts
-    services = []
-    async with AsyncExitStack() as stack:
-        for url in urls.split():
-            # A pool each: one that hangs does not use up the connections of the others.
-            client = httpx2.AsyncClient(
-                base_url=url,
-                limits=LIMITS,
-                mounts=mounts,  # demo: no mounts
-            )
-            services.append(await stack.enter_async_context(client))
-        yield {"services": services}
+    async with httpx2.AsyncClient(
+        limits=httpx2.Limits(max_connections=CONNECTIONS, max_keepalive_connections=20),
+        mounts={"http://stand-in": httpx2.ASGITransport(app=stand_in)},  # demo
+    ) as client:
+        yield {"client": client, "services": urls.split()}
 
 
 app = FastAPI(lifespan=lifespan)
@@ -89,11 +82,12 @@ app = FastAPI(lifespan=lifespan)
 async def rate(
     request: Request, currency: Annotated[str, Path(pattern="^[A-Z]{3}$")]
 ) -> Rate:
-    services: list[httpx2.AsyncClient] = request.state.services
+    client: httpx2.AsyncClient = request.state.client
+    services: list[str] = request.state.services
     winner: Rate | None = None
     try:
         async with asyncio.timeout(DEADLINE), asyncio.TaskGroup() as race:
-            calls = [race.create_task(ask(service, currency)) for service in services]
+            calls = [race.create_task(ask(client, s, currency)) for s in services]
             for finished in asyncio.as_completed(calls):
                 winner = await finished
                 if winner is not None:

@@ -2,23 +2,58 @@
 
 import asyncio
 import socket
+from collections.abc import Iterator
+from contextlib import ExitStack
 from typing import Any
 
 import httpx2
 import pytest
 
 from tests.conftest import Serve
+from tests.harness.served import Options
 from tests.harness.server import Server
 
+FOLDER = "tests.behavior.concurrency"
 RECIPE = "recipes.concurrency.first_success"
-NAIVE = "tests.behavior.concurrency.naive_first_success"
-PATIENT = "tests.behavior.concurrency.patient_first_success"
-LATE_CLEANUP = "tests.behavior.concurrency.late_cleanup_first_success"
+CHOSEN = f"{FOLDER}.chosen_first_success"
+GOOD = 1.25
+
+
+@pytest.fixture(scope="module")
+def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Server]]:
+    """The recipe, its naive form and the services, for most tests."""
+    targets = {
+        "recipe": f"{CHOSEN}:recipe",
+        "naive": f"{CHOSEN}:naive",
+        "upstream": f"{FOLDER}.upstream_first_success",
+    }
+    with ExitStack() as stack:
+        servers = {}
+        for name, target in targets.items():
+            log = tmp_path_factory.mktemp(name) / "log"
+            options = Options(target, log, {"DEADLINE": "30"}, strict=name == "recipe")
+            servers[name] = Server(options)
+            stack.callback(servers[name].kill)
+        yield servers
+        troubles = servers["recipe"].stop()
+        assert not troubles, f"{troubles}\n{servers['recipe'].log}"
 
 
 @pytest.fixture
-def upstream(serve: Serve) -> Server:
-    return serve("tests.behavior.concurrency.upstream_first_success", strict=False)
+def recipe(servers: dict[str, Server]) -> Server:
+    return servers["recipe"]
+
+
+@pytest.fixture
+def naive(servers: dict[str, Server]) -> Server:
+    return servers["naive"]
+
+
+@pytest.fixture
+def upstream(servers: dict[str, Server]) -> Server:
+    """The services, that have not been asked yet."""
+    httpx2.post(f"{servers['upstream'].url}/reset").raise_for_status()
+    return servers["upstream"]
 
 
 @pytest.fixture
@@ -28,15 +63,14 @@ def refused() -> str:
         return f"http://127.0.0.1:{listener.getsockname()[1]}"
 
 
-def urls(upstream: Server, *services: str) -> dict[str, str]:
-    """The environment that names these services; one with a scheme is kept."""
-    found = [s if ":" in s else f"{upstream.url}/{s}" for s in services]
-    return {"RATE_URLS": " ".join(found)}
+def urls(upstream: Server, *services: str) -> str:
+    """The URLs of these services; one with a scheme is kept."""
+    return " ".join(s if ":" in s else f"{upstream.url}/{s}" for s in services)
 
 
-async def ask(server: Server, path: str = "/rates/EUR") -> httpx2.Response:
+async def ask(server: Server, path: str, services: str = "") -> httpx2.Response:
     async with server.client() as client:
-        return await client.get(path)
+        return await client.get(path, headers={"Services": services})
 
 
 async def seen(upstream: Server) -> dict[str, Any]:
@@ -54,61 +88,57 @@ async def release(upstream: Server) -> None:
         await client.post("/release")
 
 
-GOOD = {"currency": "EUR", "rate": 1.25}
-
-
 @pytest.mark.defect("D78", "D79")
-async def test_the_calls_are_tasks(serve: Serve, upstream: Server) -> None:
-    env = urls(upstream, "good", "slow")
-    recipe, naive = serve(RECIPE, env=env), serve(NAIVE, env=env, strict=False)
-    assert (await ask(recipe)).json() == GOOD  # strict: a warning is an error
-    assert (await ask(naive, "/coroutines/EUR")).status_code == 500
+async def test_the_calls_are_tasks(
+    recipe: Server, naive: Server, upstream: Server
+) -> None:
+    both = urls(upstream, "good", "slow")
+    answer = await ask(recipe, "/rates/EUR", both)  # strict: a warning is an error
+    assert answer.json() == {"currency": "EUR", "rate": GOOD}
+    assert (await ask(naive, "/coroutines/EUR", both)).status_code == 500
     naive.wait_for_log("TypeError: Passing coroutines is forbidden, use tasks")
     naive.wait_for_log("coroutine 'ask' was never awaited")
 
 
 @pytest.mark.defect("D80")
 async def test_a_service_that_refuses_does_not_win(
-    serve: Serve, upstream: Server, refused: str
+    recipe: Server, naive: Server, upstream: Server, refused: str
 ) -> None:
-    env = urls(upstream, refused, "held", "slow")
-    naive = serve(NAIVE, env=env, strict=False)
-    assert (await ask(naive)).status_code == 500  # "held" answers later
-    recipe = serve(PATIENT, env=env)
-    answer = asyncio.create_task(ask(recipe))
-    await asyncio.to_thread(recipe.wait_for_log, "ConnectError")
+    services = urls(upstream, refused, "held", "slow")  # "held" answers later
+    assert (await ask(naive, "/rates/REF", services)).status_code == 500
+    answer = asyncio.create_task(ask(recipe, "/rates/REF", services))
+    await asyncio.to_thread(recipe.wait_for_log, "no rate of REF: ConnectError")
     await release(upstream)
-    assert (await answer).json() == GOOD
+    assert (await answer).json()["rate"] == GOOD
     await wait_until(upstream, "running", [])
 
 
 @pytest.mark.defect("D81")
-async def test_a_fast_bad_answer_does_not_win(serve: Serve, upstream: Server) -> None:
-    naive = serve(NAIVE, env=urls(upstream, "held", "broken"), strict=False)
-    answer = await ask(naive)
+async def test_a_fast_bad_answer_does_not_win(
+    recipe: Server, naive: Server, upstream: Server
+) -> None:
+    answer = await ask(naive, "/rates/BAD", urls(upstream, "held", "broken"))
     assert (answer.status_code, answer.json()["rate"]) == (200, 666)
     bad = ["broken", "moved", "text", "list", "zero", "nan", "binary", "empty"]
-    recipe = serve(PATIENT, env=urls(upstream, "held", *bad))
-    race = asyncio.create_task(ask(recipe))
+    services = urls(upstream, *bad, "held")  # the last gets a connection when one ends
+    race = asyncio.create_task(ask(recipe, "/rates/BAD", services))
     for service in bad:
-        await asyncio.to_thread(recipe.wait_for_log, f"/{service}/ has no rate of EUR")
+        line = f"/{service} has no rate of BAD"
+        await asyncio.to_thread(recipe.wait_for_log, line)
     await release(upstream)
-    assert (await race).json() == GOOD
+    assert (await race).json()["rate"] == GOOD
 
 
 async def test_losers_have_ended_before_the_response_starts(
-    serve: Serve, upstream: Server
+    recipe: Server, naive: Server, upstream: Server
 ) -> None:
-    env = urls(upstream, "slow", "good", "slow")
-    recipe = serve(LATE_CLEANUP, env=env)
-    naive = serve(LATE_CLEANUP, env=env | {"NAIVE": "1"}, strict=False)
-
     async def order(server: Server) -> list[str]:
-        assert (await ask(server)).json() == GOOD
-        await wait_until(upstream, "running", [])
-        log = await asyncio.to_thread(server.wait_for_log, "cleaned up")
-        steps = ("cleaned up", "response starts")
-        return [line for line in log.splitlines() if line in steps]
+        services = urls(upstream, "slow", "good", "slow")
+        assert (await ask(server, "/rates/ORD", services)).json()["rate"] == GOOD
+        while server.log.count("/rates/ORD: cleaned up") < 2:
+            await asyncio.sleep(0.02)
+        lines = [line.partition("/rates/ORD: ") for line in server.log.splitlines()]
+        return [step for start, _, step in lines if not start and step]
 
     assert await order(recipe) == ["cleaned up", "cleaned up", "response starts"]
     assert (await order(naive))[0] == "response starts"
@@ -117,8 +147,9 @@ async def test_losers_have_ended_before_the_response_starts(
 async def test_all_failed_is_a_502_with_reasons_in_the_log_alone(
     serve: Serve, upstream: Server, refused: str
 ) -> None:
-    recipe = serve(RECIPE, env=urls(upstream, "broken", "text", refused))
-    answer = await ask(recipe)
+    env = {"RATE_URLS": urls(upstream, "broken", "text", refused)}
+    recipe = serve(RECIPE, env=env)
+    answer = await ask(recipe, "/rates/EUR")
     assert (answer.status_code, answer.json()) == (502, {"detail": "No usable answer"})
     for reason in ("503 Service Unavailable", "1 validation error", "ConnectError"):
         assert reason in recipe.log
@@ -130,8 +161,9 @@ async def test_all_failed_is_a_502_with_reasons_in_the_log_alone(
 async def test_no_answer_in_time_is_a_504_also_while_the_server_stops(
     serve: Serve, upstream: Server
 ) -> None:
-    recipe = serve(RECIPE, env=urls(upstream, "slow", "broken", "slow"))
-    answer = asyncio.create_task(ask(recipe))
+    recipe = serve(f"{CHOSEN}:recipe", env={"DEADLINE": "1"})
+    services = urls(upstream, "slow", "broken", "slow")
+    answer = asyncio.create_task(ask(recipe, "/rates/EUR", services))
     await wait_until(upstream, "running", ["slow", "slow"])
     recipe.terminate()
     found = await answer
@@ -140,20 +172,18 @@ async def test_no_answer_in_time_is_a_504_also_while_the_server_stops(
     await wait_until(upstream, "running", [])
 
 
-async def test_a_service_that_hangs_takes_no_connections_from_the_others(
-    serve: Serve, upstream: Server
+async def test_a_service_that_hangs_does_not_keep_the_connections(
+    recipe: Server, upstream: Server
 ) -> None:
-    recipe = serve(PATIENT, env=urls(upstream, "slow", "slow", "broken", "good"))
-    async with recipe.client() as client:
-        calls = [client.get("/rates/EUR") for _ in range(50)]
-        answers = await asyncio.gather(*calls)
-    assert [answer.json() for answer in answers] == [GOOD] * 50
+    """Five connections, four services, twenty races at once."""
+    services = urls(upstream, "slow", "slow", "broken", "good")
+    races = [ask(recipe, "/rates/EUR", services) for _ in range(20)]
+    rates = [answer.json().get("rate") for answer in await asyncio.gather(*races)]
+    assert rates == [GOOD] * 20
     await wait_until(upstream, "running", [])
-    upstream.stop()
-    assert (await ask(recipe)).status_code == 502
 
 
 async def test_without_urls_stand_ins_answer(serve: Serve) -> None:
     recipe = serve(RECIPE)
-    assert (await ask(recipe)).json() == GOOD
+    assert (await ask(recipe, "/rates/EUR")).json()["rate"] == GOOD
     assert (await ask(recipe, "/rates/XXX")).status_code == 502
