@@ -30,9 +30,14 @@ class Serve(Protocol):
         *,
         env: dict[str, str] | None = None,
         strict: bool = True,
+        must_start: bool = True,
         **uvicorn: Any,
     ) -> Server:
-        """A running server; `strict` fails the test if it blocks or leaks."""
+        """A running server; `strict` fails the test if it blocks or leaks.
+
+        With `must_start=False` it may fail to start or to stop: after the test it is
+        killed, so that nothing is checked.
+        """
 
 
 @pytest.fixture
@@ -45,10 +50,12 @@ def serve(tmp_path: Path) -> Iterator[Serve]:
         *,
         env: dict[str, str] | None = None,
         strict: bool = True,
+        must_start: bool = True,
         **uvicorn: Any,
     ) -> Server:
         log = tmp_path / f"server-{next(numbers)}.log"
-        server = Server(Options(target, log, env or {}, strict, uvicorn))
+        options = Options(target, log, env or {}, strict, uvicorn)
+        server = Server(options, must_start=must_start)
         started.append(server)
         return server
 
@@ -58,7 +65,7 @@ def serve(tmp_path: Path) -> Iterator[Serve]:
         for server in started:
             stack.callback(server.kill)
         for server in started:
-            found = server.stop()
+            found = server.stop() if server.must_start else []
             if server.options.strict and found:
                 troubles += [server.options.target, *found, server.log]
     if troubles:

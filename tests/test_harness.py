@@ -77,6 +77,19 @@ def test_an_app_that_does_not_start_says_why(tmp_path: Path) -> None:
         Server(Options("tests.naughty:broken", tmp_path / "log"))
 
 
+def test_an_app_that_need_not_start_tells_its_status(tmp_path: Path) -> None:
+    options = Options("tests.naughty:broken", tmp_path / "log")
+    broken = Server(options, must_start=False)
+    assert broken.wait() != 0
+    assert not broken.is_running
+    assert "Traceback" in broken.log
+    assert broken.stop() == ["it ended without a report"]
+    fine = Server(Options("tests.naughty", tmp_path / "fine"), must_start=False)
+    fine.wait_for_log("Application startup complete")
+    fine.kill()
+    assert not fine.is_running
+
+
 @pytest.mark.parametrize(
     "fence",
     [

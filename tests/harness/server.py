@@ -41,10 +41,14 @@ _context.set_forkserver_preload(PRELOAD)
 
 
 class Server:
-    """One app on a free loopback port. Use `serve`, which also stops it."""
+    """One app on a free loopback port. Use `serve`, which also stops it.
 
-    def __init__(self, options: served.Options) -> None:
+    With `must_start=False` it may fail to start, or hang: nothing waits for it.
+    """
+
+    def __init__(self, options: served.Options, *, must_start: bool = True) -> None:
         self.options = options
+        self.must_start = must_start
         listener = socket.create_server(("127.0.0.1", 0))
         self.port: int = listener.getsockname()[1]
         self._report, theirs = _context.Pipe(duplex=False)
@@ -56,7 +60,7 @@ class Server:
         self._process.start()
         listener.close()  # only the child answers, so a dead child refuses
         theirs.close()
-        if self._next_report(START_SECONDS) != "ready":
+        if must_start and self._next_report(START_SECONDS) != "ready":
             self.kill()
             raise RuntimeError(f"{options.target} did not start:\n{self.log}")
 
@@ -80,7 +84,8 @@ class Server:
     @property
     def log(self) -> str:
         """What the process has printed and logged so far."""
-        return self.options.log.read_text(errors="replace")
+        log = self.options.log
+        return log.read_text(errors="replace") if log.exists() else ""
 
     def wait_for_log(self, text: str, seconds: float = 20) -> str:
         """Wait until `text` is in the log; for use from a thread or a sync test."""
@@ -126,6 +131,8 @@ class Server:
             self.kill()
         if self._troubles is None:
             report = self._next_report(0)
+            if report == "ready":  # nobody has waited for it
+                report = self._next_report(0)
             silent = [] if killed else ["it ended without a report"]
             self._troubles = report if isinstance(report, list) else silent
         return self._troubles

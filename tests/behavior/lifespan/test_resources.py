@@ -1,18 +1,15 @@
 """lifespan/resources: opened in order, closed in reverse, whatever fails or hangs."""
 
 import asyncio
-import multiprocessing
 import os
 import signal
-import socket
 import sqlite3
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, asynccontextmanager, closing, suppress
+from contextlib import asynccontextmanager, closing, suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Protocol, Self
@@ -26,84 +23,34 @@ from fastapi.testclient import TestClient
 from recipes._cookbook.catalogue import ROOT
 from recipes.lifespan import resources
 from tests.behavior.lifespan import naive_resources
-from tests.harness import served
-from tests.harness.served import Options
+from tests.conftest import Serve
 from tests.harness.server import Server
 
-context = multiprocessing.get_context("forkserver")
 RECIPE = "recipes.lifespan.resources"
 NAIVE = "tests.behavior.lifespan.naive_resources"
 EVENTS = "tests.behavior.lifespan.naive_resources_events"
 FAULTY = "tests.behavior.lifespan.faulty_resources"
 OPENED = ["connect", "CREATE", "INSERT"]
-SECONDS = 20
-
-
-class Process:
-    """A served app like `Server`, also one that never starts, with its exit status."""
-
-    def __init__(self, options: Options) -> None:
-        self._log = options.log
-        with socket.create_server(("127.0.0.1", 0)) as listener:
-            self._report, theirs = context.Pipe(duplex=False)
-            self._process = context.Process(
-                target=served.run, args=(options, listener, theirs), daemon=True
-            )
-            self._process.start()
-            theirs.close()
-
-    @property
-    def log(self) -> str:
-        return self._log.read_text(errors="replace") if self._log.exists() else ""
-
-    @property
-    def steps(self) -> list[str]:
-        """What was asked of the database, in order."""
-        lines = self.log.splitlines()
-        return [line[6:] for line in lines if line.startswith("step: ")]
-
-    @property
-    def is_running(self) -> bool:
-        return self._process.is_alive()
-
-    def wait_for(self, text: str) -> None:
-        deadline = time.monotonic() + SECONDS
-        while text not in self.log:
-            assert time.monotonic() < deadline, f"no {text!r} in:\n{self.log}"
-            time.sleep(0.02)
-
-    def signal(self, number: signal.Signals) -> None:
-        assert self._process.pid is not None
-        os.kill(self._process.pid, number)
-
-    def ends(self) -> int:
-        """The exit status."""
-        self._process.join(SECONDS)
-        assert self._process.exitcode is not None, self.log
-        return self._process.exitcode
-
-    def kill(self) -> None:
-        self._process.kill()
-        self._process.join()
 
 
 class Run(Protocol):
-    def __call__(self, target: str, faults: str = "", **env: str) -> Process:
-        """Start `target` in which `faults` happen."""
+    def __call__(self, target: str, faults: str = "", **env: str) -> Server:
+        """Start `target` in which `faults` happen; it may never be ready."""
 
 
 @pytest.fixture
-def run(tmp_path: Path) -> Iterator[Run]:
-    with ExitStack() as stack:
+def run(serve: Serve) -> Run:
+    def start(target: str, faults: str = "", **env: str) -> Server:
+        env = {"TARGET": target, "FAULTS": faults, **env}
+        return serve(FAULTY, env=env, strict=False, must_start=False)
 
-        def start(target: str, faults: str = "", **env: str) -> Process:
-            env = {"TARGET": target, "FAULTS": faults, **env}
-            options = Options(FAULTY, tmp_path / f"{target}.log", env, strict=False)
-            process = Process(options)
-            stack.callback(process.kill)
-            return process
+    return start
 
-        yield start
+
+def steps(server: Server) -> list[str]:
+    """What was asked of the database, in order."""
+    lines = server.log.splitlines()
+    return [line[6:] for line in lines if line.startswith("step: ")]
 
 
 def rows(path: Path) -> list[str]:
@@ -111,9 +58,9 @@ def rows(path: Path) -> list[str]:
         return [worker for (worker,) in db.execute("SELECT worker FROM lease")]
 
 
-def lives(process: Process) -> Process:
+def lives(process: Server) -> Server:
     """Start, then SIGTERM."""
-    process.wait_for("Application startup complete")
+    process.wait_for_log("Application startup complete")
     process.signal(signal.SIGTERM)
     return process
 
@@ -122,31 +69,31 @@ def lives(process: Process) -> Process:
 def test_what_was_opened_is_closed_when_the_second_fails(run: Run) -> None:
     recipe, *naives = (run(t, "INSERT:raise") for t in (RECIPE, NAIVE, EVENTS))
     for process in recipe, *naives:
-        assert process.ends() == 3
+        assert process.wait() == 3
         assert process.log.count("INSERT does not work") == 1  # one cause, told once
-    assert recipe.steps == [*OPENED, "DELETE", "close"]
+    assert steps(recipe) == [*OPENED, "DELETE", "close"]
     assert recipe.log.count("Traceback") == 1
     assert "while opening lease\n" in recipe.log
     for process in naives:
-        assert process.steps == OPENED
+        assert steps(process) == OPENED
 
 
 @pytest.mark.parametrize("step", ["connect", "CREATE"])
 def test_the_first_that_fails_is_named(run: Run, step: str) -> None:
     recipe = run(RECIPE, f"{step}:raise")
-    assert recipe.ends() == 3
+    assert recipe.wait() == 3
     assert f"OperationalError: {step} does not work\nwhile opening database" in (
         recipe.log
     )
-    assert recipe.steps == (
+    assert steps(recipe) == (
         ["connect"] if step == "connect" else [*OPENED[:2], "close"]
     )
 
 
 def test_the_cause_is_not_hidden_by_a_close_that_fails_too(run: Run) -> None:
     recipe = run(RECIPE, "INSERT:raise,DELETE:raise,close:raise")
-    assert recipe.ends() == 3
-    assert recipe.steps == [*OPENED, "DELETE", "close"]
+    assert recipe.wait() == 3
+    assert steps(recipe) == [*OPENED, "DELETE", "close"]
     assert "could not close database" in recipe.log
 
 
@@ -154,9 +101,9 @@ def test_the_cause_is_not_hidden_by_a_close_that_fails_too(run: Run) -> None:
 def test_a_close_that_raises_does_not_keep_the_others_open(run: Run) -> None:
     faults = "close:raise,DELETE:raise"
     recipe, naive = (lives(run(target, faults)) for target in (RECIPE, NAIVE))
-    assert recipe.ends() == naive.ends() == -signal.SIGTERM
-    assert recipe.steps == [*OPENED, "DELETE", "close"]
-    assert naive.steps == [*OPENED, "close"]
+    assert recipe.wait() == naive.wait() == -signal.SIGTERM
+    assert steps(recipe) == [*OPENED, "DELETE", "close"]
+    assert steps(naive) == [*OPENED, "close"]
     assert "could not close lease" in recipe.log
     assert "could not close database" in recipe.log
 
@@ -164,9 +111,9 @@ def test_a_close_that_raises_does_not_keep_the_others_open(run: Run) -> None:
 def test_a_close_that_hangs_is_given_up(run: Run) -> None:
     recipe, naive = (run(target, "DELETE:hang") for target in (RECIPE, NAIVE))
     lives(naive)
-    naive.wait_for("step: DELETE")
-    assert lives(recipe).ends() == -signal.SIGTERM
-    assert recipe.steps == [*OPENED, "DELETE", "close"]
+    naive.wait_for_log("step: DELETE")
+    assert lives(recipe).wait() == -signal.SIGTERM
+    assert steps(recipe) == [*OPENED, "DELETE", "close"]
     assert "could not close lease" in recipe.log
     assert naive.is_running
 
@@ -175,13 +122,13 @@ def test_an_open_that_hangs_is_given_up_and_nothing_else_could_stop_it(
     run: Run,
 ) -> None:
     naive = run(NAIVE, "INSERT:hang")
-    naive.wait_for("step: INSERT")
+    naive.wait_for_log("step: INSERT")
     for number in signal.SIGTERM, signal.SIGINT, signal.SIGINT:
         naive.signal(number)
     recipe = run(RECIPE, "INSERT:hang")
-    assert recipe.ends() == 3
+    assert recipe.wait() == 3
     assert "TimeoutError\nwhile opening lease\n" in recipe.log
-    assert recipe.steps == [*OPENED, "DELETE", "close"]
+    assert steps(recipe) == [*OPENED, "DELETE", "close"]
     assert naive.is_running
 
 
@@ -190,11 +137,11 @@ def test_no_limit_stops_a_thread_and_the_process_waits_for_it(
 ) -> None:
     gate = tmp_path / "gate"
     recipe = run(RECIPE, "INSERT:block", GATE=str(gate))
-    recipe.wait_for("Application startup failed")
-    assert recipe.steps == [*OPENED, "DELETE", "close"]
+    recipe.wait_for_log("Application startup failed")
+    assert steps(recipe) == [*OPENED, "DELETE", "close"]
     assert "the thread has ended" not in recipe.log
     gate.touch()
-    assert recipe.ends() == 3
+    assert recipe.wait() == 3
     assert "the thread has ended" in recipe.log
 
 
@@ -205,8 +152,8 @@ def test_closed_in_reverse_because_the_second_needs_the_first(
     recipe, naive = (
         lives(run(target, LEASES_FILE=str(path))) for target, path in files.items()
     )
-    assert recipe.ends() == naive.ends() == -signal.SIGTERM
-    assert recipe.steps == [*OPENED, "DELETE", "close"]
+    assert recipe.wait() == naive.wait() == -signal.SIGTERM
+    assert steps(recipe) == [*OPENED, "DELETE", "close"]
     assert rows(files[RECIPE]) == []
     assert len(rows(files[NAIVE])) == 1
     assert "Cannot operate on a closed database" in naive.log
@@ -217,7 +164,7 @@ def test_a_file_that_cannot_be_opened_stops_the_start(
     run: Run, tmp_path: Path, path: str
 ) -> None:
     recipe = run(RECIPE, LEASES_FILE=str(tmp_path / path))
-    assert recipe.ends() == 3
+    assert recipe.wait() == 3
     cause = "OperationalError: unable to open database file\nwhile opening database"
     assert cause in recipe.log
 
@@ -230,9 +177,9 @@ def test_a_database_locked_by_another_process_stops_the_start(
         other.execute("CREATE TABLE lease (worker)")
         other.execute("BEGIN EXCLUSIVE")
         recipe = run(RECIPE, LEASES_FILE=str(path))
-        assert recipe.ends() == 3
+        assert recipe.wait() == 3
     assert "while opening " in recipe.log
-    assert recipe.steps[-1] == "close"
+    assert steps(recipe)[-1] == "close"
 
 
 def test_each_worker_has_a_lifespan_of_its_own(tmp_path: Path) -> None:
@@ -257,7 +204,7 @@ def test_each_worker_has_a_lifespan_of_its_own(tmp_path: Path) -> None:
 def test_a_crash_gives_no_lease_back(run: Run, tmp_path: Path) -> None:
     path = tmp_path / "leases"
     recipe = run(RECIPE, LEASES_FILE=str(path))
-    recipe.wait_for("Application startup complete")
+    recipe.wait_for_log("Application startup complete")
     recipe.kill()
     assert len(rows(path)) == 1
 
