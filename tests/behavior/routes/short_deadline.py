@@ -22,6 +22,7 @@ charges: list[int] = []
 
 @router.post("/charge/{order}")
 async def charge(order: int) -> None:
+    logger.warning("charge %s waits", order)
     await bank_is_up.wait()
     charges.append(order)
 
@@ -39,6 +40,12 @@ async def list_charges() -> list[int]:
 @plain.post("/bank-is-up")
 async def bank() -> None:
     bank_is_up.set()
+
+
+@plain.post("/reset")
+async def reset() -> None:
+    bank_is_up.clear()
+    charges.clear()
 
 
 @router.post("/body")
@@ -100,9 +107,10 @@ async def swallows() -> str:
 
 @router.get("/thread")
 def thread(request: Request) -> None:
+    logger.warning("a thread starts")
     while not bank_is_up.is_set():
         time.sleep(0.01)
-    logger.warning("the thread is done, %s s left", deadline.remaining(request))
+    logger.warning("a thread is done, %s s left", deadline.remaining(request))
 
 
 async def takes_time() -> None:

@@ -21,8 +21,9 @@ Gotchas:
   `anyio.move_on_after` that `await` is cancelled too, unless it is shielded.
 - Code that catches `CancelledError` (a bare `except:`) runs on without a limit; only
   then comes the 504. Cleanup has no limit either: give it a timeout of its own.
-- A thread is not stopped: a `def` route goes on after its 504. Give the blocking call
-  `remaining(request)` as its timeout.
+- A thread is not stopped: a `def` route goes on after its 504 and no longer counts as
+  one of the 40, so threads pile up. Give the blocking call `remaining(request)` as its
+  timeout.
 - Not limited: sending the response, background tasks, and what a dependency does after
   its `yield`, such as a commit.
 
