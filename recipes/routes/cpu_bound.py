@@ -2,7 +2,7 @@
 # requires-python = ">=3.11"
 # dependencies = ["fastapi[standard]>=0.165"]
 # ///
-"""Run CPU-bound work on all cores.
+"""Run CPU-bound work on other cores.
 
 AnyIO runs each job in a worker process, so the event loop stays free. The queue is
 bounded: one job more gets 503 and `Retry-After`. A job that takes too long gets 504,
@@ -18,13 +18,16 @@ Gotchas:
   without its `__main__` guard, "Error during worker process initialization".
 - Arguments and results are pickled in the event loop: pass a path or an id, not
   gigabytes. What a job prints or logs is lost, and the traceback of what it raises.
+- `SystemExit` from a job ends the server, because AnyIO raises it there again. Here it
+  becomes a `RuntimeError`.
 - A worker that dies (out of memory) is a 500 for its job alone, `BrokenWorkerProcess`.
   A `ProcessPoolExecutor` fails all jobs, also later ones: `BrokenProcessPool`.
 - A job goes on when its client disconnects. It even goes on after SIGKILL of the
   server, and then nothing limits it.
-- `os.cpu_count()` is the host's, not the container's, and each `uvicorn --workers`
-  starts as many. A worker may end when idle for 5 minutes; its successor starts slowly.
-- Not covered: who may start jobs, and how many of the places one client may take.
+- `os.cpu_count()` is the host's: in a container, set `WORKERS` to its CPUs. Each
+  `uvicorn --workers` starts as many, and each holds your app in memory. One that is
+  idle for 5 minutes may end, and the next job waits for a start. Not covered: who may
+  start jobs.
 
 Try it:
 
@@ -50,7 +53,7 @@ import anyio
 from anyio import CapacityLimiter, to_process
 from fastapi import FastAPI, HTTPException, Query, Request
 
-WORKERS = os.cpu_count() or 1
+WORKERS = min(os.cpu_count() or 1, 8)  # processes
 WAITING = 2 * WORKERS  # jobs that may wait for a worker
 JOB_SECONDS = 10  # in a worker; the wait for one is at most two times that
 
@@ -61,7 +64,15 @@ def in_worker(job: Callable[[], Result]) -> Result:
     # Ctrl-C and systemd signal all processes; workers end with the server anyway.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
-    return job()
+    try:
+        return job()
+    except SystemExit as error:
+        raise RuntimeError(f"The job called sys.exit({error}).") from None
+
+
+async def call(job: Callable[[], Result]) -> Result:
+    one = CapacityLimiter(1)  # `Workers` sets the limit, not AnyIO's default
+    return await to_process.run_sync(in_worker, job, limiter=one, cancellable=True)
 
 
 class Workers:
@@ -72,17 +83,14 @@ class Workers:
     async def start(self) -> None:
         async with anyio.create_task_group() as group:
             for _ in range(WORKERS):  # all at once, so that each starts a process
-                group.start_soon(self.run, os.getpid)
+                group.start_soon(call, os.getpid)
 
     async def run(self, job: Callable[[], Result]) -> Result:
         if self._admitted.locked():  # no await between this and `async with`
             raise HTTPException(503, "All workers are busy.", {"Retry-After": "10"})
         async with self._admitted, self._free:
-            with anyio.move_on_after(JOB_SECONDS):
-                one = CapacityLimiter(1)  # `_free` is the limit, not AnyIO's default
-                return await to_process.run_sync(
-                    in_worker, job, limiter=one, cancellable=True
-                )  # cancellable: by killing the process
+            with anyio.move_on_after(JOB_SECONDS):  # kills the process
+                return await call(job)
         raise HTTPException(504, f"The job took longer than {JOB_SECONDS} s.")
 
 
@@ -122,7 +130,7 @@ def main() -> None:
 
     load = WORKERS + WAITING + 1
     with TestClient(app) as client, ThreadPoolExecutor(load) as users:
-        jobs = [users.submit(client.get, "/primes?below=99999") for _ in range(load)]
+        jobs = [users.submit(client.get, "/primes?below=149999") for _ in range(load)]
         healthy = 0
         while not all(job.done() for job in jobs):
             healthy += client.get("/health").is_success

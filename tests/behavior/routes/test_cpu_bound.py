@@ -15,11 +15,12 @@ import pytest
 from fastapi.testclient import TestClient
 
 from recipes.routes import cpu_bound
-from tests.behavior.routes.few_workers import WAITING, WORKERS
 from tests.conftest import Serve
 from tests.harness.server import Server
 
-FEW = "tests.behavior.routes.few_workers"
+FEW = "tests.behavior.routes.few_workers"  # with one worker
+TWO = {"WORKERS": "2"}
+WAITING = 1
 
 
 @pytest.fixture
@@ -81,19 +82,26 @@ async def test_jobs_use_other_cores_and_leave_the_server_free(
     recipe: Server, naive: Server
 ) -> None:
     good, bad = await Load().put_on(recipe), await Load().put_on(naive)
-    assert good.busy == min(os.cpu_count() or 1, 4)
+    assert good.busy == min(cpu_bound.WORKERS, 4)
     assert good.in_server < 0.7
     assert (bad.busy, bad.in_server) == (0, 1)
     assert good.healthy > 2 * bad.healthy
 
 
+async def test_a_slow_start_is_no_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpu_bound, "WORKERS", 1)
+    monkeypatch.setattr(cpu_bound, "JOB_SECONDS", 0)  # any start is slower
+    async with cpu_bound.lifespan(cpu_bound.app) as state:
+        assert state["workers"]
+
+
 async def test_jobs_at_once_and_waiting_ones_are_bounded(
     serve: Serve, folder: Path
 ) -> None:
-    server = serve(FEW)
-    places = WORKERS + WAITING
+    server = serve(FEW, env=TWO)
+    places = 2 + WAITING
     started = {process.pid for process in workers_of(server)}
-    assert len(started) == WORKERS  # before the first request
+    assert len(started) == 2  # before the first request
     async with server.client() as client, server.client() as other:
         calls = get(client, f"/hold?folder={folder}", 10 * places)
         await until(lambda: sum(call.done() for call in calls) == 9 * places)
@@ -101,7 +109,7 @@ async def test_jobs_at_once_and_waiting_ones_are_bounded(
             if call.done():
                 assert call.result().status_code == 503
                 assert call.result().headers["Retry-After"] == "10"
-        await until(lambda: len(list(folder.iterdir())) == WORKERS)
+        await until(lambda: len(list(folder.iterdir())) == 2)
         assert (await other.get("/health")).json() == "ok"
         assert (await other.get("/jobs/getpid")).status_code == 503
         (folder / "go").touch()
@@ -112,38 +120,33 @@ async def test_jobs_at_once_and_waiting_ones_are_bounded(
 
 
 async def test_a_job_that_never_ends_is_killed_and_replaced(serve: Serve) -> None:
-    server = serve(FEW, env={"JOB_SECONDS": "2"})
-    before = workers_of(server)
+    server = serve(FEW)
+    (before,) = workers_of(server)
     async with server.client() as client:
-        calls = get(client, "/jobs/spin", WORKERS)
-        late = get(client, "/jobs/getpid")  # has no worker until one is killed
-        for call in calls:
-            assert (await call).status_code == 504
-        assert not any(runs(process) for process in before)
-        assert (await late[0]).json() not in {process.pid for process in before}
+        assert (await client.get("/spin")).status_code == 504
+        assert not runs(before)
+        assert (await client.get("/jobs/getpid")).json() != before.pid
 
 
-async def test_a_job_that_raises_or_kills_its_worker_fails_alone(
+async def test_a_job_that_raises_exits_or_kills_its_worker_fails_alone(
     serve: Serve, folder: Path
 ) -> None:
-    server = serve(FEW)
+    server = serve(FEW, env=TWO)
     async with server.client() as client:
         (other,) = get(client, f"/hold?folder={folder}")
         await until(lambda: list(folder.iterdir()))
-        for _ in range(2):
+        for name in ("fail", "leave", "die"):
             async with server.client() as unlucky:  # uvicorn closes it after a 500
-                assert (await unlucky.get("/jobs/die")).status_code == 500
-        await asyncio.to_thread(server.wait_for_log, "BrokenWorkerProcess")
+                assert (await unlucky.get(f"/jobs/{name}")).status_code == 500
         assert (await client.get("/jobs/getpid")).is_success
         (folder / "go").touch()
         assert (await other).is_success
-
-        async with server.client() as unlucky:
-            assert (await unlucky.get("/jobs/fail")).status_code == 500
     await asyncio.to_thread(server.stop)
     assert "ValueError: raised in the worker" in server.log
     assert "printed in the worker" not in server.log
     assert 'raise ValueError("raised' not in server.log  # the traceback stays there
+    assert "RuntimeError: The job called sys.exit(no such option)." in server.log
+    assert "BrokenWorkerProcess" in server.log
 
 
 def test_a_pool_of_the_standard_library_stays_broken() -> None:
@@ -162,10 +165,12 @@ async def test_a_client_that_disconnects_leaves_its_job_until_the_end(
     server = serve(FEW)
     async with server.client() as client:
         async with server.client() as gone:
-            calls = get(gone, f"/hold?folder={folder}", WORKERS + WAITING)
-            await until(lambda: len(list(folder.iterdir())) == WORKERS)
-            for call in calls:
-                call.cancel()
+            (call,) = get(gone, f"/hold?folder={folder}")
+            await until(lambda: list(folder.iterdir()))
+            waiting = get(gone, f"/hold?folder={folder}", 2 * WAITING)
+            await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)  # a 503
+            for each in (call, *waiting):
+                each.cancel()
         assert (await client.get("/jobs/getpid")).status_code == 503
         (folder / "go").touch()
         async with asyncio.timeout(20):
@@ -193,13 +198,13 @@ async def test_a_signal_to_all_processes_does_not_end_a_job(
 
 
 async def test_a_stop_with_a_limit_kills_jobs_and_leaves_no_process(
-    serve: Serve,
+    serve: Serve, folder: Path
 ) -> None:
     server = serve(FEW, strict=False, timeout_graceful_shutdown=0.2)
     workers = workers_of(server)
     async with server.client() as client:
-        calls = get(client, "/jobs/spin", WORKERS + WAITING)
-        await until(lambda: all(seconds(process) > 0.5 for process in workers))
+        calls = get(client, f"/hold?folder={folder}", 1 + WAITING)
+        await until(lambda: list(folder.iterdir()))
         server.terminate()
         await asyncio.to_thread(server.wait)
         await asyncio.gather(*calls, return_exceptions=True)
@@ -210,18 +215,15 @@ async def test_after_a_crash_a_worker_ends_when_its_job_does(
     serve: Serve, folder: Path
 ) -> None:
     server = serve(FEW)
-    workers = workers_of(server)
+    (worker,) = workers_of(server)
     async with server.client() as client:
         (call,) = get(client, f"/hold?folder={folder}")
         await until(lambda: list(folder.iterdir()))
-        (name,) = (path.name for path in folder.iterdir())
         server.kill()
         await asyncio.gather(call, return_exceptions=True)
-    (busy,) = (process for process in workers if process.pid == int(name))
-    await until(lambda: not any(runs(p) for p in workers if p != busy))
-    assert runs(busy)
+    assert runs(worker)
     (folder / "go").touch()
-    await until(lambda: not runs(busy))
+    await until(lambda: not runs(worker))
 
 
 def test_what_is_too_much_is_refused() -> None:
