@@ -3,18 +3,45 @@
 import asyncio
 import json
 import socket
+from collections.abc import Iterator
 
 import httpx2
 import pytest
 
-from tests.conftest import Serve
+from tests.harness.served import Options
 from tests.harness.server import Server
 
 
-@pytest.fixture
-def held(serve: Serve) -> Server:
+class Held(Server):
     """The recipe with a model and a bank that wait for the test."""
-    return serve("tests.behavior.routes.held_client_disconnect")
+
+    start = 0
+
+    def reset(self) -> None:
+        httpx2.post(f"{self.url}/reset").raise_for_status()
+        self.start = len(super().log)
+
+    @property
+    def log(self) -> str:
+        """The lines of this test."""
+        return super().log[self.start :]
+
+
+@pytest.fixture(scope="module")
+def one_held(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Held]:
+    log = tmp_path_factory.mktemp("held") / "log"
+    held = Held(Options("tests.behavior.routes.held_client_disconnect", log))
+    try:
+        yield held
+        assert held.stop() == []
+    finally:
+        held.kill()
+
+
+@pytest.fixture
+def held(one_held: Held) -> Held:
+    one_held.reset()
+    return one_held
 
 
 def post(path: str, prompt: str = "Why?") -> bytes:
@@ -55,13 +82,17 @@ async def test_the_work_of_a_client_that_left_is_cancelled(
 async def test_a_client_that_stays_gets_its_answer(recipe: Server) -> None:
     """Over one connection, before and after another client has left."""
     async with recipe.client() as client:
-        for number in range(1, 21):
+        for number in range(1, 6):
             answer = await client.post("/answers", json={"prompt": "Why?"})
             assert answer.json() == "Because."
             with send(recipe, post("/answers", "slow")):
                 await wait_until(client, started=2 * number)
             await wait_until(client, cancelled=number, charged=number)
         assert (await client.post("/answers", json={})).status_code == 422
+        head, _ = post("/answers", "x" * 70_000).split(b"\r\n\r\n")
+        with send(recipe, head + b"\r\n\r\n") as huge:
+            start = await asyncio.to_thread(huge.recv, 100)
+            assert start.startswith(b"HTTP/1.1 413")
 
 
 async def test_a_payment_is_finished_though_the_client_left(held: Server) -> None:
@@ -71,6 +102,17 @@ async def test_a_payment_is_finished_though_the_client_left(held: Server) -> Non
             await asyncio.to_thread(held.wait_for_log, "charging")
         await client.post("/bank-is-done")
         await wait_until(client, charged=1, cancelled=0)
+
+
+async def test_half_of_the_work_is_not_charged(held: Server) -> None:
+    """A library that catches the cancellation and returns."""
+    async with held.client() as client:
+        with send(held, post("/answers", "stubborn")):
+            await wait_until(client, started=1)
+        await wait_until(client, cancelled=1)
+    while "499 '/answers'" not in held.log:
+        assert "charging" not in held.log
+        await asyncio.sleep(0.02)
 
 
 @pytest.mark.parametrize(

@@ -66,8 +66,9 @@ async def while_connected(request: Request) -> AsyncIterator[None]:
     except TimeoutError:
         if not block.expired():
             raise  # from the block itself
+    if block.expired():  # also if the work has caught its cancellation
         logger.info("499 %r: the client has left", request.url.path)
-        raise HTTPException(499, "Client closed request") from None
+        raise HTTPException(499, "Client closed request")
 
 
 class Model:  # demo: your model, report or query
@@ -96,7 +97,7 @@ app = FastAPI(lifespan=lifespan)
 Prompt = Annotated[str, Body(embed=True, max_length=4000)]
 
 
-@app.post("/answers")
+@app.post("/answers", max_body_size=64 * 1024)
 async def answer(request: Request, prompt: Prompt) -> str:
     model: Model = request.state.model
     async with while_connected(request):
