@@ -1,15 +1,19 @@
 """The audit: it finds the naive forms, and is silent about code that is right."""
 
 import json
+import os
+import re
 import shutil
 import subprocess
 import sys
+from collections import Counter
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from recipes._cookbook import skill
+from recipes._cookbook import pages, skill
 from recipes._cookbook.catalogue import RECIPES, ROOT
 
 AUDIT = skill.SKILL / "audit"
@@ -153,3 +157,48 @@ def test_a_file_that_is_no_python_is_passed_over(tmp_path: Path) -> None:
     (tmp_path / "broken.py").write_text("def (:\n")
     (tmp_path / "notes.txt").write_text("asyncio.create_task(f())")
     assert findings(tmp_path) == []
+
+
+def packages() -> dict[str, str]:
+    """The table of the guide: what the audit finds in each package."""
+    guide = (ROOT / "docs/guides/audit.md").read_text("utf-8")
+    _, _, table = guide.partition("## What it says about well-kept packages")
+    return dict(re.findall(r"^\| (\w+) \| (.+) \|$", table, re.MULTILINE)[1:])
+
+
+@pytest.mark.parametrize("name", packages())
+def test_what_it_says_about_well_kept_packages(name: str, tmp_path: Path) -> None:
+    spec = find_spec(name)
+    assert spec
+    assert spec.origin
+    # A copy: what lies in a virtual environment is left out.
+    shutil.copytree(Path(spec.origin).parent, tmp_path / name)
+    found = findings(tmp_path / name)
+    counts = Counter(f["rule"] for f in found if f["severity"] != "info")
+    said = ", ".join(f"`{rule}` {counts[rule]}" for rule in sorted(counts))
+    assert (said or "none") == packages()[name]
+
+
+def test_the_guide_names_every_rule() -> None:
+    text = pages.audit((ROOT / "docs/guides/audit.md").read_text("utf-8"))
+    assert re.findall(r"^\| `([a-z-]+)` \|", text, re.MULTILINE) == [
+        path.stem for path in RULES
+    ]
+
+
+def test_the_hook_of_the_guide_runs(tmp_path: Path) -> None:
+    guide = (ROOT / "docs/guides/audit.md").read_text("utf-8")
+    [hook] = re.findall(r"```yaml\n(repos:.+?)```", guide, re.DOTALL)
+    command = f"{sys.executable} {AUDIT / 'audit.py'}"
+    hook = re.sub(r"(?<=entry: ).+", command, hook)
+    (tmp_path / ".pre-commit-config.yaml").write_text(hook)
+    (tmp_path / "app.py").write_text("import asyncio\nasyncio.create_task(f())\n")
+    for arguments in ["git", "init", "-q"], ["git", "add", "."]:
+        subprocess.run(arguments, check=True, cwd=tmp_path)
+    done = subprocess.run(
+        [sys.executable, "-m", "pre_commit", "run", "--all-files"],
+        check=False, capture_output=True, text=True, cwd=tmp_path,
+        env=os.environ | {"PRE_COMMIT_HOME": str(tmp_path / "cache")},
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert "app.py:2: warning: dropped-task" in done.stdout

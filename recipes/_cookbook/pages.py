@@ -15,6 +15,8 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from recipes._cookbook import proofs
 from recipes._cookbook.catalogue import (
     ROOT,
@@ -26,12 +28,15 @@ from recipes._cookbook.catalogue import (
     recipes,
 )
 from recipes._cookbook.proofs import Entry, Proof
+from recipes._cookbook.skill import SKILL
 
 DOCS = ROOT / "docs"
 INDEX = "recipes/index.md"
 CATALOGUE = "catalogue.md"
 ORIGINAL = "guides/from_the_original.md"
 PATTERNS = "<!-- patterns -->"
+AUDIT = "guides/audit.md"
+RULES = "<!-- rules -->"
 
 # A static host answers this; `recipes serve` answers the same path with what runs.
 STATUS = "live/status.json"
@@ -70,7 +75,7 @@ def generated() -> Iterator[Generated]:
         yield Generated(f"proofs/{recipe.name}.md", proof(recipe), recipe.test_path)
     for problem in problems():
         yield _broken(problem)
-    for uri, made in (CATALOGUE, catalogue), (ORIGINAL, original):
+    for uri, made in (CATALOGUE, catalogue), (ORIGINAL, original), (AUDIT, audit):
         written = DOCS / uri
         yield Generated(uri, made(written.read_text("utf-8")), written)
     yield Generated(INDEX, index(), ROOT / "recipes")
@@ -308,6 +313,19 @@ def original(text: str) -> str:
             wrong = [_defect(entries[each.number]) for each in pattern.defects]
             parts.append("\n".join(wrong) or "Nothing was wrong with it.")
     return text.replace(PATTERNS, "\n\n".join(parts))
+
+
+def audit(text: str) -> str:
+    """`text` with a table of the audit's rules."""
+    rows = ["| rule | severity | what happens | recipe |", "|---|---|---|---|"]
+    for path in sorted((SKILL / "audit" / "rules").glob("*.yml")):
+        rule = yaml.safe_load(path.read_text("utf-8"))
+        named = re.findall(r"recipes/(\w+/\w+)\.py", rule["note"])
+        recipe = ", ".join(map(_recipe_link, named))
+        rows.append(
+            f"| `{rule['id']}` | {rule['severity']} | {rule['message']} | {recipe} |"
+        )
+    return text.replace(RULES, "\n".join(rows))
 
 
 def _recipe_link(name: str) -> str:
