@@ -1,7 +1,6 @@
 """websocket/authentication that checks often, and whose store can fail."""
 
-import os
-import time
+import asyncio
 
 from fastapi import Depends, HTTPException, Request, WebSocket
 
@@ -9,30 +8,34 @@ from recipes.websocket import authentication
 
 authentication.RECHECK_SECONDS = 0.05
 authentication.CLOSE_SECONDS = 1
-authentication.MAX_SESSIONS = int(os.environ.get("MAX_SESSIONS", "1000"))
-authentication.SESSION_SECONDS = float(os.environ.get("SESSION_SECONDS", "60"))
-FIND = authentication.find
+FIND_USER, TALK = authentication.find_user, authentication.talk
 broken = False
 
 
-async def find(
-    sessions: dict[str, authentication.Session], token: str
-) -> authentication.Session | None:
+async def find_user(sessions: dict[str, str], token: str) -> str | None:
     if broken:
         raise ConnectionError("no store")
-    return await FIND(sessions, token)
+    return await FIND_USER(sessions, token)
 
 
-authentication.find = find
+async def talk(websocket: WebSocket, user: str) -> None:
+    if user == "brief":
+        await websocket.send_text(await websocket.receive_text())
+    elif user == "hangs":
+        await asyncio.Event().wait()
+    else:
+        await TALK(websocket, user)
+
+
+authentication.find_user = find_user
+authentication.talk = talk
 app = authentication.app
 
 
 @app.post("/expire")
 async def expire(request: Request) -> None:
-    """As if the time of every session had come."""
-    sessions: dict[str, authentication.Session] = request.state.sessions
-    for token, session in sessions.items():
-        sessions[token] = authentication.Session(session.user, time.time())
+    """As a store does when the time of its sessions has come."""
+    request.state.sessions.clear()
 
 
 @app.post("/break")
