@@ -3,7 +3,8 @@
 from typing import Annotated
 
 import anyio.from_thread
-from fastapi import APIRouter, Depends, FastAPI, Header, HTTPException, Request
+from fastapi import APIRouter, Depends, FastAPI, Header, Request
+from fastapi.exceptions import WebSocketException
 
 from recipes.websocket import rooms
 
@@ -16,7 +17,7 @@ EVENT: dict[str, object] = {"type": "saved", "by": {"name": "Ann"}}
 
 async def login(user: Annotated[str | None, Header()] = None) -> None:
     if user is None:
-        raise HTTPException(401)
+        raise WebSocketException(1008)
 
 
 protected = APIRouter(prefix="/protected", dependencies=[Depends(login)])

@@ -493,11 +493,12 @@ async def test_a_direct_call_in_a_thread_does_not_wake_the_loop() -> None:
 
 async def test_a_dependency_refuses_before_the_handshake(recipe: Server) -> None:
     url = f"{recipe.ws_url}/protected/lobby"
-    with pytest.raises(InvalidStatus, match="HTTP 401"):
+    with pytest.raises(InvalidStatus, match="HTTP 403"):
         async with connect(url):
             pass
     async with connect(url, additional_headers={"User": "ann"}) as ann:
         assert (await hear(ann, "joined"))["members"] == 1
+    assert "ERROR" not in recipe.log  # as `HTTPException` would be
 
 
 async def test_a_stop_is_told_and_a_stalled_member_holds_it_up(serve: Serve) -> None:
