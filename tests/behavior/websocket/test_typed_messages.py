@@ -12,7 +12,7 @@ import pytest
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
 
-from recipes.websocket.typed_messages import MAX_INVALID, MAX_MESSAGE
+from recipes.websocket.typed_messages import MAX_MESSAGE
 from tests.conftest import Serve
 from tests.harness.server import Server
 
@@ -146,20 +146,11 @@ async def test_more_than_uvicorn_takes_closes_the_connection(serve: Serve) -> No
         assert (await ask(peer, "x" * 65536))["type"] == "invalid"
 
 
-async def test_who_sends_only_junk_is_closed_in_the_end(recipe: Server) -> None:
+async def test_who_sends_only_junk_is_answered_and_stays(recipe: Server) -> None:
     async with opened(recipe) as peer:
-        for _ in range(2):  # a good one starts the count again
-            for _ in range(MAX_INVALID - 1):
-                assert (await ask(peer, "junk"))["type"] == "invalid"
-            assert (await ask(peer, ORDER))["type"] == "ok"
-        for _ in range(MAX_INVALID):
+        for _ in range(30):
             assert (await ask(peer, "junk"))["type"] == "invalid"
-        with pytest.raises(ConnectionClosed):
-            await peer.recv()
-        assert (peer.close_code, peer.close_reason) == (
-            1008,
-            "too many invalid messages",
-        )
+        assert (await ask(peer, ORDER))["type"] == "ok"
 
 
 async def flood_before_a_word(server: Server, flood: int) -> int:
@@ -189,7 +180,7 @@ async def test_an_error_of_ours_is_answered_and_logged(serve: Serve) -> None:
         for item in ("bug", "hangs"):  # the second one until TIME_LIMIT
             reply = await ask(peer, PRICE | {"item": item})
             assert (reply["type"], reply["id"]) == ("failed", "1")
-            assert "column" not in reply["result"]
+            assert reply["result"] == "it may have happened"  # not: try again
         assert (await ask(peer, ORDER))["type"] == "ok"
     assert "KeyError: 'no such column'" in server.log
     assert "TimeoutError" in server.log
