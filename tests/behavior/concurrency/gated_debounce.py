@@ -1,8 +1,12 @@
-"""A debouncer whose saves are told in the log, and end when the test says so."""
+"""A debouncer whose saves are told in the log, and end when the test says so.
+
+So does the naive form's delay.
+"""
 
 import asyncio
 import os
 from importlib import import_module
+from types import SimpleNamespace
 
 from fastapi import FastAPI
 
@@ -10,9 +14,16 @@ module = import_module(os.environ["TARGET"])
 for setting in os.environ.get("SETTINGS", "").split():
     name, _, value = setting.partition("=")
     vars(module)[name] = type(vars(module)[name])(float(value))
+gate, quiet = asyncio.Event(), asyncio.Event()
+
+
+async def delay(_: float) -> None:
+    await quiet.wait()
+
+
 if "debouncer" in vars(module):
-    module.debouncer.delay = 0.7
-gate = asyncio.Event()
+    naive = SimpleNamespace(create_task=asyncio.create_task, sleep=delay)
+    vars(module)["asyncio"] = naive
 
 
 async def save(*args: object) -> None:
@@ -32,3 +43,8 @@ app: FastAPI = module.app
 @app.post("/release")
 async def release() -> None:
     gate.set()
+
+
+@app.post("/quiet")
+async def end_delays() -> None:
+    quiet.set()
