@@ -1,8 +1,10 @@
 """Both forms of routes/blocking_library with a register that is down until "/up"."""
 
 import asyncio
+import gc
 import os
 import threading
+import weakref
 from contextlib import suppress
 from contextvars import ContextVar
 
@@ -27,12 +29,13 @@ class Counter:
     """How many calls were in the register at once."""
 
     def __init__(self) -> None:
-        self.now = self.most = 0
+        self.now = self.most = self.calls = 0
         self.lock = threading.Lock()
 
     def call(self, register: Register) -> None:
         with self.lock:
             self.now += 1
+            self.calls += 1
             self.most = max(self.most, self.now)
         register.up.wait(20)
         with self.lock:
@@ -40,6 +43,7 @@ class Counter:
 
 
 counters = {"bulkhead": Counter(), "limiter": Counter()}
+kept: weakref.WeakSet[object] = weakref.WeakSet()  # calls that something refers to
 
 
 @app.get("/abandoned/{how}")
@@ -51,6 +55,7 @@ async def abandoned(request: Request, how: str) -> None:
     def call() -> None:
         counters[how].call(register)
 
+    kept.add(call)
     with suppress(TimeoutError):
         async with asyncio.timeout(0.02):
             if how == "bulkhead":
@@ -61,7 +66,14 @@ async def abandoned(request: Request, how: str) -> None:
 
 @app.get("/most")
 async def most() -> dict[str, int]:
-    return {how: counter.most for how, counter in counters.items()}
+    found = {how: counter.most for how, counter in counters.items()}
+    return {"calls": counters["bulkhead"].calls} | found
+
+
+@app.get("/kept")
+async def number_kept() -> int:
+    gc.collect()
+    return len(kept)
 
 
 @app.get("/user")

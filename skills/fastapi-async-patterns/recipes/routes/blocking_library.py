@@ -16,8 +16,8 @@ Gotchas:
 - Nothing stops a thread. Set the timeout and the retries of the library itself; they
   decide how long a bad day lasts. Many have no timeout by default, such as `requests`.
 - `anyio.CapacityLimiter` does not limit threads when a call is cancelled natively, by
-  `asyncio.timeout` or a stop: its token is free while the thread runs on. Here the
-  thread itself is the limit.
+  `asyncio.timeout` or a stop: its token is free while the thread runs on. Here `shield`
+  keeps the place until then. A call that is cancelled while it waits is never made.
 - What the call changes in a context variable does not come back.
 - A client that threads share must be thread-safe: `requests.Session` does not promise
   it. If in doubt, keep one per thread in a `threading.local`.
@@ -56,13 +56,17 @@ class Bulkhead:
     def __init__(self, threads: ThreadPoolExecutor) -> None:
         self._threads = threads
         self._admitted = asyncio.Semaphore(THREADS + WAITING)
+        self._free = asyncio.Semaphore(THREADS)
 
     async def run(self, call: Callable[[], Result]) -> Result:
         if self._admitted.locked():  # no await between this and `async with`
             raise HTTPException(503, "The register is slow.", {"Retry-After": "5"})
         async with self._admitted:
+            await self._free.acquire()  # the executor would keep cancelled calls
             loop = asyncio.get_running_loop()
-            return await loop.run_in_executor(self._threads, copy_context().run, call)
+            work = loop.run_in_executor(self._threads, copy_context().run, call)
+            work.add_done_callback(lambda _: self._free.release())
+            return await asyncio.shield(work)  # not done before the thread is
 
 
 class Register:  # demo: your library
