@@ -1,6 +1,7 @@
 """background/temporary_files: no end of a request or a process leaves files."""
 
 import asyncio
+import errno
 import os
 import socket
 import tempfile
@@ -14,6 +15,7 @@ from fastapi.testclient import TestClient
 
 from recipes.background import temporary_files
 from tests.behavior.background.failing_report import FULL, WRONG
+from tests.behavior.background.naive_temporary_files import app as naive_app
 from tests.conftest import Serve
 from tests.harness.server import Server
 
@@ -27,6 +29,12 @@ def folder(tmp_path: Path) -> Path:
     found = tmp_path / "tmp"
     found.mkdir()
     return found
+
+
+@pytest.fixture
+def here(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The process of the tests uses the folder, too: it is one more worker."""
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
 
 
 @pytest.fixture
@@ -102,30 +110,31 @@ async def test_no_sleep_holds_up_a_stop(
 
 @pytest.mark.defect("D30")
 async def test_the_next_start_deletes_what_a_crash_left(
-    serve: Serve, folder: Path, tmp_path: Path
+    serve: Serve, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     other = tmp_path / "naive"
     other.mkdir()
-    for target, place, left in (RECIPE, folder, 0), (NAIVE, other, 1):
-        env = {"TMPDIR": str(place)}
-        crashed = serve(target, env=env, strict=False)
+    apps = (temporary_files.app, RECIPE, folder, 0), (naive_app, NAIVE, other, 1)
+    for app, target, place, left in apps:
+        crashed = serve(target, env={"TMPDIR": str(place)}, strict=False)
         with downloading(crashed):
             assert len(files(place)) == 1
             crashed.kill()
         assert len(files(place)) == 1
-        serve(target, env=env, strict=False)
-        assert len(files(place)) == left
-    assert len(folders(folder)) == 1  # of the process that runs
+        monkeypatch.setattr(tempfile, "tempdir", str(place))
+        with TestClient(app):  # starts it in this process
+            assert len(files(place)) == left
+            assert len(folders(folder)) == 1 - left  # of this process
 
 
+@pytest.mark.usefixtures("here")
 async def test_a_start_keeps_the_files_of_processes_that_run(
-    recipe: Server, serve: Serve, env: dict[str, str], folder: Path
+    recipe: Server, folder: Path
 ) -> None:
     with downloading(recipe) as connection:
-        new = serve(RECIPE, env=env)  # another worker, or the next version
-        assert len(files(folder)) == 1
-        assert (await get(new, 1)).is_success
-        new.stop()
+        with TestClient(temporary_files.app) as new:  # or the next version
+            assert len(files(folder)) == 1
+            assert new.get("/report?rows=1").is_success
         assert len(files(folder)) == 1
         body = await asyncio.to_thread(rest, connection)
         assert body.endswith(f"{LARGE - 1},{(LARGE - 1) ** 2}\n".encode())
@@ -146,13 +155,7 @@ async def test_a_report_that_fails_leaves_nothing(
     for rows in (FULL, WRONG):
         assert (await get(server, rows)).status_code == rows
     await until(lambda: len(folders(folder)) == 1)
-
-
-async def test_a_folder_of_the_function_is_gone_too_early(
-    serve: Serve, env: dict[str, str]
-) -> None:
-    server = serve("tests.behavior.background.failing_report", env=env)
-    async with server.client() as client:
+    async with server.client() as client:  # a folder with the scope of the function
         assert (await client.get("/too-early")).status_code == 500
     await asyncio.to_thread(server.wait_for_log, "report.csv does not exist.")
 
@@ -167,28 +170,39 @@ async def test_a_stop_that_cuts_a_download_off_leaves_nothing(
     assert folders(folder) == []
 
 
-def test_a_root_of_another_user_is_refused(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.usefixtures("here")
+def test_a_disk_that_is_full_before_the_report_is_a_507(
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    def full(*_: object) -> str:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with TestClient(temporary_files.app) as client:
+        monkeypatch.setattr(tempfile, "mkdtemp", full)
+        assert client.get("/report?rows=1").status_code == 507
+
+
+@pytest.mark.usefixtures("here")
+def test_a_root_of_another_user_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "getuid", lambda: 12345)
     with pytest.raises(RuntimeError, match="reports-12345 belongs to another user"):
         TestClient(temporary_files.app).__enter__()
 
 
-async def test_strays_in_the_root_do_not_stop_a_start(
-    serve: Serve, env: dict[str, str], folder: Path
-) -> None:
+@pytest.mark.usefixtures("here")
+def test_strays_in_the_root_do_not_stop_a_start(folder: Path) -> None:
     root = folder / f"reports-{os.getuid()}"
     root.mkdir()
     (root / "file").touch()
     (root / "link").symlink_to(folder)
     (folder / "kept").touch()
-    assert (await get(serve(RECIPE, env=env), 1)).is_success
+    with TestClient(temporary_files.app) as client:
+        assert client.get("/report?rows=1").is_success
     assert (folder / "kept").exists()
 
 
-async def test_what_is_too_much_is_refused(recipe: Server) -> None:
-    async with recipe.client() as client:
+@pytest.mark.usefixtures("here")
+def test_what_is_too_much_is_refused() -> None:
+    with TestClient(temporary_files.app) as client:
         for rows in ("0", str(LARGE + 1), "x", "9" * 5000, "1.5", "%00", ""):
-            assert (await client.get(f"/report?rows={rows}")).status_code == 422
+            assert client.get(f"/report?rows={rows}").status_code == 422

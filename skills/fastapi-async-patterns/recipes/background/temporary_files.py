@@ -94,8 +94,13 @@ app = FastAPI(lifespan=lifespan)
 
 def request_folder(request: Request) -> Iterator[Path]:  # `def`: in threads
     folder: Path = request.state.folder
-    with temporary_folder(folder) as path:
-        yield path
+    try:
+        with temporary_folder(folder) as path:
+            yield path
+    except OSError as error:  # also one of the route
+        if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+            raise HTTPException(507, "No space for the report.") from None
+        raise
 
 
 def write_report(path: Path, rows: int) -> None:  # demo: your ffmpeg, PDF or zip
@@ -109,12 +114,7 @@ def report(
     rows: Annotated[int, Query(ge=1, le=500_000)],
 ) -> FileResponse:
     path = folder / "report.csv"
-    try:
-        write_report(path, rows)
-    except OSError as error:
-        if error.errno in {errno.ENOSPC, errno.EDQUOT}:
-            raise HTTPException(507, "No space for the report.") from None
-        raise
+    write_report(path, rows)
     return FileResponse(path, filename="report.csv")
 
 
