@@ -1,13 +1,16 @@
 """PostgreSQL as tests see it: a look at it from beside the app, and its bad days."""
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Iterator
+from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
+from pathlib import Path
 from typing import Any, Self
 from urllib.parse import urlsplit
+from uuid import uuid4
 
 import asyncpg
 
+from tests.harness.served import Options
 from tests.harness.server import Server
 
 OTHERS = """
@@ -18,6 +21,40 @@ WAITING = """
     SELECT count(*) FROM pg_locks JOIN pg_database ON pg_database.oid = database
     WHERE NOT granted AND datname = current_database()
 """
+
+
+async def execute(url: str, command: str) -> None:
+    connection = await asyncpg.connect(url)
+    await connection.execute(command)
+    await connection.close()
+
+
+@contextmanager
+def shared_servers(
+    postgres_url: str, folder: Path, schema: str, *targets: str, **env: str
+) -> Iterator[list[Server]]:
+    """A server for each target, each with a database of its own, for a whole file."""
+    with ExitStack() as stack:
+        servers: list[Server] = []
+        for number, target in enumerate(targets):
+            name = f"shared_{uuid4().hex}"
+            asyncio.run(execute(postgres_url, f"CREATE DATABASE {name}"))
+            drop = f"DROP DATABASE {name} WITH (FORCE)"
+            stack.callback(lambda drop: asyncio.run(execute(postgres_url, drop)), drop)
+            url = postgres_url.rpartition("/")[0] + f"/{name}"
+            asyncio.run(execute(url, schema))
+            # A module that patches both forms imports the naive one next to the recipe.
+            strict = "naive" not in target
+            options = Options(
+                target, folder / f"log-{number}", env | {"DATABASE_URL": url}, strict
+            )
+            servers.append(Server(options))
+            stack.callback(servers[-1].kill)
+        yield servers
+        for server in servers:
+            troubles = server.stop()
+            strict = server.options.strict
+            assert not (strict and troubles), f"{troubles}\n{server.log}"
 
 
 @asynccontextmanager
