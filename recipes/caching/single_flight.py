@@ -9,7 +9,7 @@ get its value or its error. A value is cached, even a `0`, `[]` or `None`; an er
 not, so the next caller tries again. A caller that leaves does not stop the task.
 
 **Use when** many ask for the same slow thing at once: a report, a price, a page.
-**Not when** workers must share it: use cashews on Redis.
+**Not when** workers must share it: use caching/shared_cache.
 
 Gotchas:
 

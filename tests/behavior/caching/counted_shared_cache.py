@@ -1,15 +1,15 @@
 """Serves the module that TARGET names with a `count_orders` that is counted.
 
-The city's name says what happens: with `gated` in it, wait for `POST /release`; with
-`broken`, raise. What it returns is what `PUT /orders/{city}` has stored in Valkey.
-LIMITS replaces constants, as in `COMPUTE=1`.
+The city's name says what happens: with `gated` in it, wait for `POST /release` of its
+last word; with `broken`, raise. What it returns is what `PUT /orders/{city}` has stored
+in Valkey. LIMITS replaces constants, as in `COMPUTE=1`.
 """
 
 import asyncio
 import importlib
 import logging
 import os
-from collections import Counter
+from collections import Counter, defaultdict
 from typing import Any
 
 from fastapi import Request
@@ -17,7 +17,7 @@ from redis.asyncio import Redis
 
 target: Any = importlib.import_module(os.environ["TARGET"])
 started: Counter[str] = Counter()
-gate = asyncio.Event()
+gates: defaultdict[str, asyncio.Event] = defaultdict(asyncio.Event)
 STORE = os.environ.get("STORE_URL", "")
 
 
@@ -31,7 +31,7 @@ async def count_orders(city: str) -> int:
     logging.getLogger(__name__).warning("computing %s", city)
     value = await stored(city) if STORE else 0
     if "gated" in city:
-        await gate.wait()
+        await gates[city.rpartition(" ")[2]].wait()
     if "broken" in city:
         raise RuntimeError("the database is down")
     return value
@@ -48,8 +48,8 @@ async def counts(city: str) -> int:
     return started[city]
 
 
-async def release() -> None:
-    gate.set()
+async def release(city: str) -> None:
+    gates[city.rpartition(" ")[2]].set()
 
 
 async def change(request: Request, city: str, count: int) -> None:
@@ -60,5 +60,5 @@ async def change(request: Request, city: str, count: int) -> None:
 
 
 app.get("/counts/{city}")(counts)
-app.post("/release")(release)
+app.post("/release/{city}")(release)
 app.put("/orders/{city}")(change)

@@ -6,8 +6,9 @@ import os
 import signal
 import warnings
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 from uuid import uuid4
 
 import httpx2
@@ -19,6 +20,7 @@ from recipes._cookbook.servers import valkey
 from recipes.caching import shared_cache
 from recipes.caching.shared_cache import NO_URL, PREFIX
 from tests.conftest import Serve
+from tests.harness.served import Options
 from tests.harness.server import Server, run_script
 
 COUNTED = "tests.behavior.caching.counted_shared_cache"
@@ -27,19 +29,42 @@ NAIVE = "tests.behavior.caching.naive_shared_cache"
 CLOSE = {"Connection": "close"}  # as uvicorn does after a 500
 
 
-class Worker(Protocol):
-    def __call__(self, target: str = RECIPE, limits: str = "", url: str = "") -> Server:
-        """A worker on the Valkey server of this test process, or on `url`."""
+Servers = dict[str, Server]
+
+
+def environment(url: str, target: str = RECIPE, limits: str = "") -> dict[str, str]:
+    return {"TARGET": target, "LIMITS": limits, "REDIS_URL": url}
+
+
+@pytest.fixture(scope="module")
+def servers(
+    redis_url: str, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Servers]:
+    """Two workers of the recipe and two of its naive form, on one Valkey server."""
+    patient = "COMPUTE=50 LOCK=55"  # whatever the tests make them wait for
+    with ExitStack() as stack:
+        servers = {}
+        for name in "one", "two", "naive one", "naive two":
+            target = NAIVE if "naive" in name else RECIPE
+            env = environment(redis_url, target, patient) | {"STORE_URL": redis_url}
+            log = tmp_path_factory.mktemp("worker") / "log"
+            options = Options(COUNTED, log, env, strict=target == RECIPE)
+            servers[name] = Server(options)
+            stack.callback(servers[name].kill)
+        yield servers
+        for name in "one", "two":
+            troubles = servers[name].stop()
+            assert not troubles, f"{troubles}\n{servers[name].log}"
 
 
 @pytest.fixture
-def worker(serve: Serve, redis_url: str) -> Worker:
-    def start(target: str = RECIPE, limits: str = "", url: str = "") -> Server:
-        env = {"TARGET": target, "LIMITS": limits, "REDIS_URL": url or redis_url}
-        env["STORE_URL"] = redis_url
-        return serve(COUNTED, env=env, strict=target == RECIPE)
+def recipe(servers: Servers) -> list[Server]:
+    return [servers["one"], servers["two"]]
 
-    return start
+
+@pytest.fixture
+def naive(servers: Servers) -> list[Server]:
+    return [servers["naive one"], servers["naive two"]]
 
 
 @pytest.fixture
@@ -53,9 +78,10 @@ async def ask(server: Server, city: str, callers: int = 1) -> list[httpx2.Respon
         return await asyncio.gather(*calls)
 
 
-async def post(server: Server, path: str) -> None:
+async def release(server: Server, city: str) -> None:
     async with server.client() as client:
-        await client.post(path)
+        response = await client.post(f"/release/{city}")
+        assert response.is_success
 
 
 async def counts(servers: list[Server], city: str) -> list[int]:
@@ -74,34 +100,33 @@ async def computing(server: Server, city: str, what: str = "computing") -> None:
 async def asked_at_once(servers: list[Server], city: str, enough: int) -> list[int]:
     """Computations in each, `enough` of which begin before the first ends."""
     city = f"gated {city}"
-    asking = [asyncio.create_task(ask(server, city, 50)) for server in servers]
+    asking = [asyncio.create_task(ask(server, city, 20)) for server in servers]
     while sum(await counts(servers, city)) < enough:
         await asyncio.sleep(0.02)
     for server in servers:
-        await post(server, "/release")
+        await release(server, city)
     for answers in await asyncio.gather(*asking):
         assert {answer.text for answer in answers} == {"0"}
     return await counts(servers, city)
 
 
 async def test_one_computation_for_the_callers_of_two_workers(
-    worker: Worker, city: str
+    recipe: list[Server], naive: list[Server], city: str
 ) -> None:
-    recipe, naive = [worker(), worker()], [worker(NAIVE), worker(NAIVE)]
     assert sum(await asked_at_once(recipe, city, 1)) == 1
-    assert await asked_at_once(naive, city, 100) == [50, 50]
+    assert await asked_at_once(naive, city, 40) == [20, 20]
 
 
 async def test_a_falsy_value_is_a_hit_in_the_other_worker(
-    worker: Worker, city: str
+    recipe: list[Server], naive: list[Server], city: str
 ) -> None:
     async def three_times(servers: list[Server]) -> int:
         for server in (*servers, servers[0]):
             assert [answer.text for answer in await ask(server, city)] == ["0"]
         return sum(await counts(servers, city))
 
-    assert await three_times([worker(), worker()]) == 1
-    assert await three_times([worker(NAIVE), worker(NAIVE)]) == 3
+    assert await three_times(recipe) == 1
+    assert await three_times(naive) == 3
 
 
 @pytest.mark.parametrize("value", [None, 0, "", False, [], {}])
@@ -121,14 +146,37 @@ async def test_every_falsy_value_is_a_hit(
     await cache.aclose()
 
 
-async def test_an_error_reaches_all_who_wait_and_is_not_kept(
-    worker: Worker, city: str
+@pytest.mark.parametrize("garbage", ["{oops", b"\xff", ["a list"]])
+async def test_garbage_is_replaced(
+    monkeypatch: pytest.MonkeyPatch,
+    redis_url: str,
+    city: str,
+    garbage: str | bytes | list[str],
 ) -> None:
-    server = worker()
+    async def compute(_: str) -> int:
+        return 5
+
+    monkeypatch.setattr(shared_cache, "count_orders", compute)
+    redis = Redis.from_url(redis_url, decode_responses=True)
+    cache = shared_cache.SharedCache(redis)
+    name = f"{PREFIX}{city}:[]"
+    if isinstance(garbage, list):
+        await redis.lpush(name, *garbage)
+    else:
+        await redis.set(name, garbage)
+    assert await cache.get(city) == 5
+    assert await redis.get(name) == "5"
+    await cache.aclose()
+
+
+async def test_an_error_reaches_all_who_wait_and_is_not_kept(
+    recipe: list[Server], city: str
+) -> None:
+    server = recipe[0]
     city = f"gated broken {city}"
     asking = asyncio.create_task(ask(server, city, 20))
     await computing(server, city)
-    await post(server, "/release")
+    await release(server, city)
     assert {answer.status_code for answer in await asking} == {500}
     assert await counts([server], city) == [1]
     await ask(server, city)
@@ -136,23 +184,54 @@ async def test_an_error_reaches_all_who_wait_and_is_not_kept(
 
 
 async def test_a_write_is_seen_also_if_it_comes_during_a_computation(
-    worker: Worker, city: str
+    recipe: list[Server], city: str
 ) -> None:
-    """Which has read the old value, and would store it."""
-    one, two = worker(), worker()
+    """Which has read the old value and stores it later; the write does not wait."""
+    one, two = recipe
     city = f"gated {city}"
-    asking = asyncio.create_task(ask(one, city))
+    early = asyncio.create_task(ask(one, city))
     await computing(one, city)
     async with two.client() as client:
-        writing = asyncio.create_task(client.put(f"/orders/{city}?count=5"))
-        await computing(two, city, "stored")
-        assert not writing.done()
-        await post(one, "/release")
-        assert (await writing).is_success
-    assert [answer.text for answer in await asking] == ["0"]
-    await post(two, "/release")
-    for server in one, two, one:
+        assert (await client.put(f"/orders/{city}?count=5")).is_success
+    late = asyncio.create_task(ask(one, city))
+    while await counts([one], city) != [2]:
+        await asyncio.sleep(0.02)
+    assert not early.done()
+    await release(one, city)
+    assert [answer.text for answer in await early] == ["0"]
+    assert [answer.text for answer in await late] == ["5"]
+    for server in two, one:
         assert [answer.text for answer in await ask(server, city)] == ["5"]
+    assert await counts(recipe, city) == [2, 0]
+
+
+async def test_what_a_worker_stores_after_a_write_is_not_served(
+    monkeypatch: pytest.MonkeyPatch, redis_url: str, city: str
+) -> None:
+    """Also if its lock has ended meanwhile: it was stopped, or cut off from Valkey."""
+    gate = asyncio.Event()
+    rows = ["old"]
+
+    async def compute(_: str) -> str:
+        row = rows[0]
+        await gate.wait()
+        return row
+
+    monkeypatch.setattr(shared_cache, "count_orders", compute)
+    redis = [Redis.from_url(redis_url, decode_responses=True) for _ in "12"]
+    late, other = map(shared_cache.SharedCache, redis)
+    asking = asyncio.create_task(late.get(city))
+    while not (locks := await redis[1].keys(f"{PREFIX}{city}*lock")):
+        await asyncio.sleep(0.02)
+    await redis[1].delete(*locks)
+    rows[0] = "new"
+    await other.forget(city)
+    gate.set()
+    assert await asking == "old"
+    assert [await cache.get(city) for cache in (late, other)] == ["new", "new"]
+    assert await redis[1].ttl(f"{PREFIX}{city}:version") > 10 * shared_cache.TTL
+    await late.aclose()
+    await other.aclose()
 
 
 @pytest.mark.usefixtures("leaky")
@@ -247,21 +326,21 @@ def own_valkey() -> Iterator[str]:
         yield url
 
 
-async def test_without_valkey_each_worker_computes_once_for_its_callers(
-    worker: Worker, city: str
+async def test_without_valkey_a_worker_computes_once_for_its_callers(
+    serve: Serve, city: str
 ) -> None:
     down = "redis://127.0.0.1:1/0"
-    recipe = [worker(url=down), worker(url=down)]
-    assert await asked_at_once(recipe, city, 2) == [1, 1]
-    answers = await ask(worker(NAIVE, url=down), city)
-    assert answers[0].status_code == 500
-    assert "cache: Error 111" in recipe[0].log
+    recipe = serve(COUNTED, env=environment(down))
+    assert await asked_at_once([recipe], city, 1) == [1]
+    assert "cache: Error 111" in recipe.log
+    naive = serve(COUNTED, env=environment(down, NAIVE), strict=False)
+    assert [answer.status_code for answer in await ask(naive, city)] == [500]
 
 
 async def test_a_valkey_that_hangs_or_restarts_is_no_error(
-    worker: Worker, own_valkey: str, city: str
+    serve: Serve, own_valkey: str, city: str
 ) -> None:
-    server = worker(url=own_valkey, limits="WAIT=0.1")
+    server = serve(COUNTED, env=environment(own_valkey, limits="WAIT=0.1"))
     assert [answer.text for answer in await ask(server, f"{city}-1")] == ["0"]
     redis = Redis.from_url(own_valkey, retry=None)
     pid = (await redis.info("server"))["process_id"]
@@ -279,53 +358,70 @@ async def test_a_valkey_that_hangs_or_restarts_is_no_error(
     await redis.aclose()
 
 
-async def test_a_worker_that_crashes_frees_its_lock(worker: Worker, city: str) -> None:
-    one, two = worker(limits="LOCK=1"), worker(limits="LOCK=1")
+async def test_a_worker_that_crashes_frees_its_lock(
+    serve: Serve, recipe: list[Server], redis_url: str, city: str
+) -> None:
+    """And one of those that wait for it computes, for all."""
+    crashes = serve(COUNTED, env=environment(redis_url, limits="LOCK=0.5"))
     city = f"gated {city}"
-    asking = asyncio.create_task(ask(one, city))
-    await computing(one, city)
-    waiting = asyncio.create_task(ask(two, city))
-    one.kill()
+    asking = asyncio.create_task(ask(crashes, city))
+    await computing(crashes, city)
+    crashes.kill()
     with pytest.raises(httpx2.RemoteProtocolError):
         await asking
-    await computing(two, city)
-    await post(two, "/release")
-    assert [answer.text for answer in await waiting] == ["0"]
+    assert sum(await asked_at_once(recipe, city.removeprefix("gated "), 1)) == 1
 
 
-async def test_a_computation_that_hangs_is_given_up(worker: Worker, city: str) -> None:
-    server = worker(limits="COMPUTE=0.2")
-    for _ in range(2):
-        answers = await ask(server, f"gated {city}", 10)
+async def test_others_neither_compute_with_a_worker_that_is_stopped_nor_wait_for_it(
+    serve: Serve, recipe: list[Server], redis_url: str, city: str
+) -> None:
+    limits = "COMPUTE=0.3 LOCK=0.3"
+    hasty = serve(COUNTED, env=environment(redis_url, limits=limits))
+    city = f"gated {city}"
+    asking = asyncio.create_task(ask(recipe[0], city))
+    await computing(recipe[0], city)
+    recipe[0].signal(signal.SIGSTOP)
+    try:
+        answers = await ask(hasty, city, 10)
+        assert {answer.status_code for answer in answers} == {503}
+        assert await counts([hasty], city) == [0]
+    finally:
+        recipe[0].signal(signal.SIGCONT)
+    await release(recipe[0], city)
+    assert [answer.text for answer in await asking] == ["0"]
+    assert [answer.text for answer in await ask(hasty, city)] == ["0"]
+    for _ in range(2):  # and a computation of its own that hangs is given up
+        answers = await ask(hasty, f"{city} 2", 10)
         assert {answer.status_code for answer in answers} == {503}
         assert {answer.headers["retry-after"] for answer in answers} == {"1"}
+    assert await counts([hasty], f"{city} 2") == [2]
 
 
-async def test_only_so_many_compute_at_once(worker: Worker, city: str) -> None:
-    server = worker()
-    cities = [f"gated {city} {number}" for number in range(15)]
+async def test_only_so_many_compute_at_once(recipe: list[Server], city: str) -> None:
+    server = recipe[0]
+    cities = [f"gated {number} {city}" for number in range(15)]
     asking = [asyncio.create_task(ask(server, each)) for each in cities]
-    while server.log.count("computing ") < shared_cache.MAX_AT_ONCE:
+    while server.log.count(f"{city}\n") < shared_cache.MAX_AT_ONCE:
         await asyncio.sleep(0.02)
     await counts([server], city)  # the others would have begun meanwhile, too
-    assert server.log.count("computing ") == shared_cache.MAX_AT_ONCE
-    await post(server, "/release")
+    assert server.log.count(f"{city}\n") == shared_cache.MAX_AT_ONCE
+    await release(server, city)
     await asyncio.gather(*asking)
 
 
 async def test_values_are_json_and_expire(
-    worker: Worker, redis_url: str, city: str
+    recipe: list[Server], redis_url: str, city: str
 ) -> None:
-    await ask(worker(), city)
+    await ask(recipe[0], city)
     redis = Redis.from_url(redis_url)
-    assert await redis.get(PREFIX + city) == b"0"
-    assert 0 < await redis.ttl(PREFIX + city) <= shared_cache.TTL
-    assert not [key async for key in redis.scan_iter(f"{PREFIX}lock:{city}*")]
+    (name,) = await redis.keys(f"{PREFIX}{city}*")  # no lock is left
+    assert await redis.get(name) == b"0"
+    assert 0 < await redis.ttl(name) <= shared_cache.TTL
     await redis.aclose()
 
 
-async def test_long_names_and_odd_ones(worker: Worker, city: str) -> None:
-    server = worker()
+async def test_long_names_and_odd_ones(recipe: list[Server], city: str) -> None:
+    server = recipe[0]
     for name, status in ("x" * 51, 422), (f"{city[:20]}%00%0A{{key}}*", 200):
         assert {answer.status_code for answer in await ask(server, name)} == {status}
     await ask(server, f"A{city}")
@@ -333,11 +429,13 @@ async def test_long_names_and_odd_ones(worker: Worker, city: str) -> None:
     assert await counts([server], f"a{city}") == [1]
 
 
-async def test_a_stop_waits_for_what_is_computed(worker: Worker, city: str) -> None:
-    server = worker()
+async def test_a_stop_waits_for_what_is_computed(
+    serve: Serve, redis_url: str, city: str
+) -> None:
+    server = serve(COUNTED, env=environment(redis_url))
     asking = asyncio.create_task(ask(server, f"gated {city}"))
     await computing(server, f"gated {city}")
-    await post(server, "/release")
+    await release(server, city)
     server.terminate()
     assert await asyncio.to_thread(server.wait) == -15
     assert [answer.text for answer in await asking] == ["0"]

@@ -4,26 +4,23 @@
 # ///
 """Compute once for all workers, with Valkey or Redis.
 
-Values live in Valkey as JSON. If one is missing, each worker starts one task for all
-its callers. A lock in Valkey lets one of these tasks compute; the others wait and read
-what it stored. Without Valkey each worker computes for its own callers. After a write,
-`await cache.forget(key)`.
+Values live in Valkey as JSON. If one is missing, each worker starts one task for its
+callers. A lock in Valkey lets one task compute; the others wait and read what it has
+stored. Without Valkey each worker computes for its own callers. After a commit, call
+`forget(key)`: what was computed from older data is not served again.
 
 **Use when** several workers serve the same slow thing: a report, a price, a page.
 **Not when** there is one worker: use caching/single_flight.
 
 Gotchas:
 
+- If Valkey is down when `forget` is called, the old value is served until its TTL ends.
 - Clients that ask for junk fill Valkey: set `maxmemory-policy allkeys-lru`.
-- If Valkey is down during a write, the old value is served until its TTL ends.
-- `@cache(lock=True)` of cashews 7.6 takes the lock for hits too, waits for it in a busy
-  loop, cancels all callers with one, and unpickles what it reads.
-- redis-py's default pool raises `MaxConnectionsError` when all connections are taken.
+- `@cache(lock=True)` of cashews 7.6 locks hits too, polls in a busy loop and unpickles.
 
 Try it:
 
     GET /orders/Berlin
-    GET /orders/Atlantis
 
 Keywords: cache stampede, Redis, Valkey, thundering herd, cashews, aiocache, dogpile
 Related: caching/single_flight, lifespan/resources, concurrency/lock_per_key
@@ -33,6 +30,7 @@ import asyncio
 import json
 import logging
 import os
+import secrets
 from collections.abc import AsyncIterator, Awaitable
 from contextlib import aclosing, asynccontextmanager
 from typing import Annotated, TypeVar
@@ -42,14 +40,14 @@ from pydantic import StringConstraints
 from redis.asyncio import BlockingConnectionPool, Redis
 from redis.exceptions import RedisError
 
-TTL = 60  # seconds, as all of these
-COMPUTE = 5  # with the wait for a slot
-LOCK = 6  # longer than that; if a worker crashes, the others wait so long
-ANSWER = 0.3  # from Valkey, and for a free connection to it
+TTL = 60  # seconds, like those below
+COMPUTE = 5  # with the wait for the lock and for a slot
+LOCK = 6  # longer than that; if a worker crashes, its keys are 503 so long
+WAIT = 0.3  # for a free connection to Valkey, and for its answer
 MAX_AT_ONCE = 10
 PREFIX = "orders:1:"  # use another number when the form of the values changes
-NO_URL = "Set REDIS_URL, such as redis://localhost:6379/0"
 T = TypeVar("T")
+NO_URL = "Set REDIS_URL, such as redis://localhost:6379/0"
 
 
 class SharedCache:
@@ -59,41 +57,41 @@ class SharedCache:
         self._tasks: dict[str, asyncio.Task[str]] = {}
 
     async def get(self, key: str) -> object:
-        if text := await self._ask(self._redis.get(PREFIX + key)):
-            return json.loads(text)  # also "0" and "null"
-        if not (task := self._tasks.get(key)):
-            task = self._tasks[key] = asyncio.create_task(self._load(key))
-            task.add_done_callback(lambda _: self._tasks.pop(key))
+        version = await self._ask(self._read(f"{PREFIX}{key}:version"))
+        name = f"{PREFIX}{key}:{version}"
+        if found := await self._ask(self._read(name)):  # also [0] or [None]
+            return found[0]
+        if not (task := self._tasks.get(name)):
+            task = self._tasks[name] = asyncio.create_task(self._load(key, name))
+            task.add_done_callback(lambda _: self._tasks.pop(name))
         return json.loads(await asyncio.shield(task))  # one may leave, the task goes on
 
-    async def _load(self, key: str) -> str:
-        async with self._locked(key):
-            if text := await self._ask(self._redis.get(PREFIX + key)):
-                return str(text)  # another worker was first
-            async with asyncio.timeout(COMPUTE), self._slots:
-                text = json.dumps(await count_orders(key))  # demo: your slow call
-            await self._ask(self._redis.set(PREFIX + key, text, ex=TTL))
-            return text
-
     async def forget(self, key: str) -> None:
-        async with self._locked(key):  # whoever read the old value has stored it
-            await self._ask(self._redis.delete(PREFIX + key))
+        name = f"{PREFIX}{key}:version"  # what is being computed keeps the old one
+        await self._ask(self._redis.set(name, secrets.randbits(64), ex=100 * TTL))
 
-    @asynccontextmanager
-    async def _locked(self, key: str) -> AsyncIterator[None]:
-        name = f"{PREFIX}lock:{key}"
-        lock = self._redis.lock(name, LOCK, sleep=0.05, blocking_timeout=LOCK)
-        try:
-            await self._ask(lock.acquire())  # or go on without it
-            yield
-        finally:
-            await self._ask(lock.release())
+    async def _load(self, key: str, name: str) -> str:
+        lock = self._redis.lock(f"{name}:lock", LOCK, sleep=0.05)
+        async with asyncio.timeout(COMPUTE):
+            try:
+                await self._ask(lock.acquire())  # without Valkey, go on without it
+                if found := await self._ask(self._read(name)):
+                    return json.dumps(found[0])  # another worker was first
+                async with self._slots:
+                    text = json.dumps(await count_orders(key))  # demo: your slow call
+                await self._ask(self._redis.set(name, text, ex=TTL))
+                return text
+            finally:
+                await self._ask(lock.release())
+
+    async def _read(self, name: str) -> list[object]:
+        return [json.loads(text)] if (text := await self._redis.get(name)) else []
 
     async def _ask(self, command: Awaitable[T]) -> T | None:
         try:
             return await command
-        except RedisError as error:  # as if there were no cache
-            logging.getLogger(__name__).warning("cache: %r", error)
+        except (RedisError, ValueError) as error:  # as if there were no value
+            logging.getLogger(__name__).warning("cache: %s", error)
             return None
 
     async def aclose(self) -> None:
@@ -110,10 +108,8 @@ async def count_orders(city: str) -> int:  # demo
 async def lifespan(_: FastAPI) -> AsyncIterator[dict[str, SharedCache]]:
     if not (url := os.environ.get("REDIS_URL")):
         raise RuntimeError(NO_URL)
-    waits = {"socket_timeout": ANSWER, "socket_connect_timeout": ANSWER}
-    pool = BlockingConnectionPool.from_url(
-        url, timeout=ANSWER, decode_responses=True, **waits
-    )
+    waits = dict.fromkeys(("timeout", "socket_timeout", "socket_connect_timeout"), WAIT)
+    pool = BlockingConnectionPool.from_url(url, decode_responses=True, **waits)
     async with aclosing(SharedCache(Redis.from_pool(pool))) as cache:
         yield {"cache": cache}
 
