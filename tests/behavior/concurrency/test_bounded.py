@@ -1,6 +1,9 @@
 """concurrency/bounded: ten calls at a time, of all requests together."""
 
 import asyncio
+import socket
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import ExitStack
 from typing import Any
 
 import httpx2
@@ -8,6 +11,7 @@ import pytest
 
 from recipes.concurrency import bounded
 from tests.conftest import Serve
+from tests.harness.served import Options
 from tests.harness.server import Server
 
 RECIPE = "recipes.concurrency.bounded"
@@ -17,19 +21,37 @@ UPSTREAM = "tests.behavior.concurrency.upstream_bounded"
 LIMIT = bounded.AT_A_TIME
 
 
-@pytest.fixture
-def upstream(serve: Serve) -> Server:
-    return serve(UPSTREAM, strict=False)
+@pytest.fixture(scope="module")
+def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Server]]:
+    """The shop, the recipe and its naive form, for most tests."""
+    targets = {"upstream": UPSTREAM, "recipe": RECIPE, "naive": NAIVE}
+    with ExitStack() as stack:
+        servers: dict[str, Server] = {}
+        for name, target in targets.items():
+            env = {"SHOP_URL": servers["upstream"].url} if servers else {}
+            log = tmp_path_factory.mktemp(name) / "log"
+            servers[name] = Server(Options(target, log, env, strict=name == "recipe"))
+            stack.callback(servers[name].kill)
+        yield servers
+        troubles = servers["recipe"].stop()
+        assert not troubles, f"{troubles}\n{servers['recipe'].log}"
 
 
 @pytest.fixture
-def recipe(serve: Serve, upstream: Server) -> Server:
-    return serve(RECIPE, env={"SHOP_URL": upstream.url})
+def upstream(servers: dict[str, Server]) -> Server:
+    """The shop, that has not been asked yet."""
+    httpx2.post(f"{servers['upstream'].url}/reset").raise_for_status()
+    return servers["upstream"]
 
 
 @pytest.fixture
-def naive(serve: Serve, upstream: Server) -> Server:
-    return serve(NAIVE, env={"SHOP_URL": upstream.url}, strict=False)
+def recipe(servers: dict[str, Server]) -> Server:
+    return servers["recipe"]
+
+
+@pytest.fixture
+def naive(servers: dict[str, Server]) -> Server:
+    return servers["naive"]
 
 
 async def ask(
@@ -55,10 +77,10 @@ async def release(upstream: Server) -> None:
         await client.post("/release")
 
 
-async def test_a_thousand_items_are_ten_calls_at_a_time(
+async def test_many_items_are_ten_calls_at_a_time(
     recipe: Server, upstream: Server
 ) -> None:
-    skus = [f"sku-{number}" for number in range(1000)]
+    skus = [f"sku-{number}" for number in range(200)]
     answer = asyncio.create_task(ask(recipe, skus))
     await wait_until(upstream, running=LIMIT)
     await release(upstream)
@@ -72,33 +94,65 @@ async def test_calls_that_wait_for_their_turn_do_not_fail(
     recipe: Server, naive: Server, upstream: Server
 ) -> None:
     """The naive form's pool is full of calls that the shop has not answered."""
-    skus = [f"sku-{number}" for number in range(150)]
+    skus = [f"sku-{number}" for number in range(110)]
     answer = asyncio.create_task(ask(recipe, skus))
     await wait_until(upstream, running=LIMIT)
     assert (await ask(naive, skus)).status_code == 500  # a second passes here
     naive.wait_for_log("PoolTimeout")
     await release(upstream)
-    assert len((await answer).json()) == 150
+    assert len((await answer).json()) == 110
 
 
-async def test_requests_share_the_limit(serve: Serve) -> None:
-    async def peak(target: str, path: str) -> int:
+async def test_requests_share_the_limit(
+    recipe: Server, naive: Server, upstream: Server
+) -> None:
+    async def peak(server: Server, path: str, expected: int) -> int:
         """With five requests, when no further call starts."""
-        shop = serve(UPSTREAM, strict=False)
-        server = serve(target, env={"SHOP_URL": shop.url}, strict=target == RECIPE)
-        five = [asyncio.create_task(ask(server, ["sku"] * 40, path)) for _ in range(5)]
-        await wait_until(shop, running=LIMIT if target == RECIPE else 5 * LIMIT)
-        await release(shop)
+        async with upstream.client() as client:
+            await client.post("/reset")
+        five = [asyncio.create_task(ask(server, ["sku"] * 20, path)) for _ in range(5)]
+        await wait_until(upstream, running=expected)
+        await release(upstream)
         for answer in await asyncio.gather(*five):
-            assert len(answer.json()) == 40
-        return int((await seen(shop))["peak"])
+            assert len(answer.json()) == 20
+        return int((await seen(upstream))["peak"])
 
-    assert await peak(RECIPE, "/prices") == LIMIT
-    assert await peak(NAIVE, "/semaphore/prices") == 5 * LIMIT
+    assert await peak(recipe, "/prices", LIMIT) == LIMIT
+    assert await peak(naive, "/semaphore/prices", 5 * LIMIT) == 5 * LIMIT
+
+
+async def test_a_small_request_need_not_wait_for_a_large_one() -> None:
+    """In process, where the order of the calls is exact."""
+
+    async def task_per_item(
+        call: Callable[[str], Awaitable[None]],
+        items: list[str],
+        slots: asyncio.Semaphore,
+    ) -> None:
+        async def one(item: str) -> None:
+            async with slots:
+                await call(item)
+
+        await asyncio.gather(*(one(item) for item in items))
+
+    async def calls_before_the_small_one(form: Callable[..., Awaitable[Any]]) -> int:
+        called: list[str] = []
+
+        async def call(item: str) -> None:
+            called.append(item)
+            await asyncio.sleep(0)
+
+        slots = asyncio.Semaphore(LIMIT)
+        requests = [["large"] * 100, ["small"]]
+        await asyncio.gather(*(form(call, items, slots) for items in requests))
+        return called.index("small")
+
+    assert await calls_before_the_small_one(bounded.bounded) == LIMIT
+    assert await calls_before_the_small_one(task_per_item) == 100
 
 
 async def test_the_first_failure_cancels_the_rest(
-    recipe: Server, upstream: Server
+    serve: Serve, recipe: Server, upstream: Server
 ) -> None:
     for bad in ("quick-broken", "quick-text"):
         held = [f"sku-{number}" for number in range(9)]
@@ -106,16 +160,23 @@ async def test_the_first_failure_cancels_the_rest(
         assert answer.status_code == 502
         assert answer.json() == {"detail": "No usable answer"}
         await wait_until(upstream, running=0)
-    assert (await seen(upstream))["asked"] <= 2 * (9 + 20 + 1)
-    upstream.stop()
-    assert (await ask(recipe, ["rope"])).status_code == 502
+    assert len((await seen(upstream))["asked"]) <= 2 * (9 + 20 + 1)
     assert "500 Internal Server Error" in recipe.log
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        nobody = f"http://127.0.0.1:{listener.getsockname()[1]}"
+    alone = serve(RECIPE, env={"SHOP_URL": nobody})
+    assert (await ask(alone, ["rope"])).status_code == 502
 
 
 async def test_the_deadline_holds_for_those_that_wait_too_also_at_a_stop(
     serve: Serve, upstream: Server
 ) -> None:
     short = serve(SHORT, env={"SHOP_URL": upstream.url})
+    assert (await ask(short, ["sku"] * 30)).status_code == 504
+    assert (await ask(short, ["quick-broken"] * 30)).status_code == 502
+    assert len((await ask(short, ["quick"] * 30)).json()) == 30  # the slots are free
+    await wait_until(upstream, running=0)
+
     asked = [asyncio.create_task(ask(short, ["sku"] * 30)) for _ in range(3)]
     await wait_until(upstream, running=LIMIT)
     short.terminate()
@@ -126,20 +187,23 @@ async def test_the_deadline_holds_for_those_that_wait_too_also_at_a_stop(
     assert await asyncio.to_thread(short.wait) == -15
 
 
-async def test_slots_are_free_again_after_failures(
-    serve: Serve, upstream: Server
-) -> None:
-    short = serve(SHORT, env={"SHOP_URL": upstream.url})
-    assert (await ask(short, ["sku"] * 30)).status_code == 504
-    assert (await ask(short, ["quick-broken"] * 30)).status_code == 502
-    assert len((await ask(short, ["quick"] * 30)).json()) == 30
+async def test_a_call_that_hangs_is_late_too(serve: Serve, upstream: Server) -> None:
+    short = serve(SHORT, env={"SHOP_URL": upstream.url, "TIMEOUT": "1"})
+    answer = await ask(short, ["sku"])
+    assert (answer.status_code, answer.json()) == (504, {"detail": "No usable answer"})
+    assert "no prices: ReadTimeout" in short.log
 
 
 async def test_bad_requests_make_no_call(recipe: Server, upstream: Server) -> None:
     for skus in (["x"] * 1001, ["a/../b"], [""], ["x?y"], ["x" * 41]):
         assert (await ask(recipe, skus)).status_code == 422
-    assert (await ask(recipe, ["x" * 70_000])).status_code == 413
-    assert (await seen(upstream))["asked"] == 0
+    with socket.create_connection(("127.0.0.1", recipe.port), timeout=20) as huge:
+        huge.sendall(
+            b"POST /prices HTTP/1.1\r\nHost: x\r\nContent-Length: 70000\r\n\r\n"
+        )
+        start = await asyncio.to_thread(huge.recv, 100)
+        assert start.startswith(b"HTTP/1.1 413")
+    assert (await seen(upstream))["asked"] == []
 
 
 async def test_without_a_url_a_stand_in_answers(serve: Serve) -> None:

@@ -15,7 +15,19 @@ released = asyncio.Event()
 
 @app.get("/seen")
 async def seen() -> dict[str, Any]:
-    return {"asked": len(asked), "running": len(running), "peak": peak}
+    return {"asked": asked, "running": len(running), "peak": peak}
+
+
+@app.post("/reset")
+async def reset() -> None:
+    """Wait until the calls of the last test have ended, then be as new."""
+    global peak  # noqa: PLW0603 - a counter of this process
+    released.set()
+    while running:
+        await asyncio.sleep(0)
+    released.clear()
+    asked.clear()
+    peak = 0
 
 
 @app.post("/release")

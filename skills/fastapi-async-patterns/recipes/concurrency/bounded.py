@@ -18,7 +18,8 @@ Gotchas:
   made in the endpoint, ten requests still make a hundred calls.
 - `Limits(max_connections=10)` is no queue: a call that waits 5 s for a connection fails
   with `PoolTimeout`. Here it waits for the semaphore, as long as `DEADLINE` allows.
-- Requests take slots in turn. If too many share them, all are late: 504.
+- Requests take slots in turn: with a task per item a large one would make a small one
+  wait for all its calls. If too many share the slots, all are late: 504.
 - The limit is one process's: four uvicorn workers make forty calls at a time.
 
 Try it:
@@ -33,7 +34,7 @@ Related: concurrency/fan_out, concurrency/retry, lifespan/http_client
 import asyncio
 import logging
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
 from typing import Annotated, Any, TypeVar
 
@@ -52,7 +53,7 @@ Result = TypeVar("Result")
 
 async def bounded(
     call: Callable[[Item], Awaitable[Result]],
-    items: Sequence[Item],
+    items: Iterable[Item],
     slots: asyncio.Semaphore,
 ) -> list[Result]:
     """The results in the order of `items`; the first failure cancels the rest."""
@@ -66,11 +67,11 @@ async def bounded(
 
     try:
         async with asyncio.TaskGroup() as workers:
-            for _ in range(min(AT_A_TIME, len(items))):
+            for _ in range(AT_A_TIME):
                 workers.create_task(worker())
     except ExceptionGroup as failures:
         raise failures.exceptions[0] from failures  # the first, so that `except` works
-    return [results[index] for index in range(len(items))]
+    return [results[index] for index in sorted(results)]
 
 
 class Price(BaseModel):
@@ -105,27 +106,26 @@ async def prices(request: Request, skus: Skus) -> list[Price]:
     try:
         async with asyncio.timeout(DEADLINE):
             return await bounded(price, skus, slots)
-    except TimeoutError:
-        raise HTTPException(504, "No answer in time") from None
-    except (httpx2.HTTPError, ValueError) as error:
+    except (httpx2.HTTPError, TimeoutError, ValueError) as error:
         logger.warning("no prices: %r", error)
-        raise HTTPException(502, "No usable answer") from error
+        late = isinstance(error, TimeoutError | httpx2.TimeoutException)
+        raise HTTPException(504 if late else 502, "No usable answer") from error
 
 
 # --- evidence ---
 stand_in = FastAPI()
-running, peak = 0, 0
+running: list[str] = []
+peaks: list[int] = []
 
 
 @stand_in.get("/prices/{sku}")
 async def stand_in_price(sku: str) -> Price:
     if sku == "broken":
         raise HTTPException(500)
-    global running, peak  # noqa: PLW0603 - counters of the evidence
-    running += 1
-    peak = max(peak, running)
+    running.append(sku)
+    peaks.append(len(running))
     await asyncio.sleep(0)
-    running -= 1
+    running.remove(sku)
     return Price(sku=sku, price=5)
 
 
@@ -135,7 +135,7 @@ def main() -> None:
     with TestClient(app) as client:
         skus = [f"sku-{number}" for number in range(1000)]
         found = client.post("/prices", json=skus).json()
-        print(len(found), [price["sku"] for price in found] == skus, "peak:", peak)
+        print(len(found), [p["sku"] for p in found] == skus, "peak:", max(peaks))
         # > 1000 True peak: 10
 
 
