@@ -3,15 +3,20 @@
 import asyncio
 import os
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from email.message import Message
 from pathlib import Path
 from urllib.parse import quote
 
 import httpx2
 import pytest
+from fastapi.testclient import TestClient
 
+from recipes.streaming import download
 from recipes.streaming.download import find
 from tests.conftest import Serve
+from tests.harness.served import Options
 from tests.harness.server import Server
 
 RECIPE = "recipes.streaming.download"
@@ -19,10 +24,10 @@ NAIVE = "tests.behavior.streaming.naive_download"
 TEXT = b"0123456789" * 2000
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Files in it, and what must not leave it."""
-    found = tmp_path / "outer" / "files"
+    found = tmp_path_factory.mktemp("download") / "outer" / "files"
     (found / "sub").mkdir(parents=True)
     (found / "text.txt").write_bytes(TEXT)
     (found / "sub" / "inner.txt").write_bytes(b"inner")
@@ -38,14 +43,28 @@ def folder(tmp_path: Path) -> Path:
     return found
 
 
-@pytest.fixture
-def recipe(serve: Serve, folder: Path) -> Server:
-    return serve(RECIPE, env={"DOWNLOAD_DIR": str(folder)})
+@contextmanager
+def serving(target: str, folder: Path, *, strict: bool) -> Iterator[Server]:
+    log = folder.parent / f"{target}.log"
+    server = Server(Options(target, log, {"DOWNLOAD_DIR": str(folder)}, strict))
+    try:
+        yield server
+        troubles = server.stop()
+        assert not strict or troubles == []
+    finally:
+        server.kill()
 
 
-@pytest.fixture
-def naive(serve: Serve, folder: Path) -> Server:
-    return serve(NAIVE, env={"DOWNLOAD_DIR": str(folder)}, strict=False)
+@pytest.fixture(scope="module")
+def recipe(folder: Path) -> Iterator[Server]:
+    with serving(RECIPE, folder, strict=True) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def naive(folder: Path) -> Iterator[Server]:
+    with serving(NAIVE, folder, strict=False) as server:
+        yield server
 
 
 def url(name: str) -> str:
@@ -169,13 +188,14 @@ async def test_a_download_resumes(recipe: Server, naive: Server, folder: Path) -
         assert refused.status_code == 416
         assert refused.headers["Content-Range"] == f"bytes */{beyond}"
 
-    etag = part.headers["ETag"]
-    same = await get(recipe, "text.txt", Range="bytes=10-", If_Range=etag)
+    (folder / "renewed").write_bytes(TEXT)
+    etag = (await get(recipe, "renewed")).headers["ETag"]
+    same = await get(recipe, "renewed", Range="bytes=10-", If_Range=etag)
     assert (same.status_code, same.content) == (206, TEXT[10:])
     new = folder / "new"
     new.write_bytes(b"new content")
-    new.replace(folder / "text.txt")
-    other = await get(recipe, "text.txt", Range="bytes=10-", If_Range=etag)
+    new.replace(folder / "renewed")
+    other = await get(recipe, "renewed", Range="bytes=10-", If_Range=etag)
     assert (other.status_code, other.content) == (200, b"new content")
 
 
@@ -233,6 +253,31 @@ def count(connection: socket.socket, most: int) -> int:
     while found < most and (chunk := connection.recv(1 << 20)):
         found += len(chunk)
     return found
+
+
+def test_what_happens_between_the_check_and_the_open(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = folder / "changed"
+
+    def find_and_unlink(*_: object) -> Path:
+        path.write_bytes(b"x")
+        assert find(folder, "changed") == path
+        path.unlink()
+        return path
+
+    def find_and_link(*_: object) -> Path:
+        find_and_unlink()
+        path.symlink_to("../secret.txt")
+        return path
+
+    monkeypatch.setenv("DOWNLOAD_DIR", str(folder))
+    with TestClient(download.app) as client:
+        monkeypatch.setattr(download, "find", find_and_unlink)
+        with pytest.raises(RuntimeError, match="does not exist"):  # a 500
+            client.get("/files/changed")
+        monkeypatch.setattr(download, "find", find_and_link)
+        assert client.get("/files/changed").content == b"secret"
 
 
 async def test_without_a_folder_it_serves_one_that_goes(

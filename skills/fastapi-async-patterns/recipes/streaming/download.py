@@ -15,8 +15,10 @@ Gotchas:
 
 - `StreamingResponse` starts before its generator opens the file. A missing file is then
   a 200 that breaks off, and there are no ranges, no length and no `ETag`.
-- Publish a file with a rename, as in streaming/upload. If its size changes after the
-  headers, the response breaks off: "Response content shorter than Content-Length".
+- The file is opened after the check, and after the headers. So only the app may write
+  to the folder: others could swap in a link meanwhile. Publish with a rename, as in
+  streaming/upload, and delete late: a file that shrinks or goes meanwhile is a 500, or
+  the response breaks off: "Response content shorter than Content-Length".
 - Without `attachment` and `nosniff`, an HTML file of a user runs scripts as your page.
 - `@app.get` does not answer HEAD; download managers send it.
 - A `Range` with more than 100 parts gets the whole file; so does an old `If-Range`.
