@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 import threading
 from collections.abc import Iterator
 from concurrent.futures import Future
@@ -16,7 +17,7 @@ from tests.evals.__main__ import table
 from tests.evals.harness import Grader, Report, bench, check, grade
 
 SOLUTIONS = Path(__file__).parent / "evals" / "solutions"
-AT_ONCE = 4
+AT_ONCE = 6
 EVALS: dict[str, Any] = json.loads((SKILL / "evals/evals.json").read_text("utf-8"))
 TRIGGERS: list[dict[str, Any]] = json.loads(
     (SKILL / "evals/triggers.json").read_text("utf-8")
@@ -56,7 +57,9 @@ class Gradings:
             name, kind = key
             file = SOLUTIONS / kind / name / "app.py"
             async with slots:
-                report = await grade(name, graders.load(name), file, servers)
+                grader = graders.load(name)
+                naive = kind == "naive"
+                report = await grade(name, grader, file, servers, traps_only=naive)
             self._results[key].set_result(report)
 
         await asyncio.gather(*(one(key) for key in self._results))
@@ -105,7 +108,7 @@ def test_a_grader_has_five_to_ten_checks(name: str) -> None:
 def test_every_task_has_a_grader_and_both_solutions() -> None:
     names = [task["name"] for task in EVALS["evals"]]
     assert sorted(names) == graders.names()
-    assert len(names) >= 3
+    assert len(names) >= 12
     for kind in ("right", "naive"):
         assert sorted(p.parent.name for p in (SOLUTIONS / kind).glob("*/app.py")) == (
             graders.names()
@@ -136,7 +139,8 @@ HINTS = (
 def test_no_prompt_gives_the_answer_away() -> None:
     for task in EVALS["evals"]:
         text = f"{task['prompt']} {task['expected_output']}".lower()
-        found = [hint for hint in HINTS if hint in text]
+        text = text.replace("sqlalchemy[asyncio]", "")
+        found = [hint for hint in HINTS if re.search(rf"\b{re.escape(hint)}", text)]
         assert not found, f"{task['name']} says {found}"
         for sentence in sentences(task["name"]):
             assert sentence.lower() not in text
