@@ -28,6 +28,10 @@ def obeying(module: ModuleType) -> FastAPI:
             await released.wait()
         if item == "hang":
             await asyncio.Event().wait()
+        if item == "cancelled":
+            future: asyncio.Future[None] = asyncio.Future()
+            future.cancel()
+            await future
         if item == "fail" or (item == "fail twice" and attempts[key] < 3):
             raise ConnectionError(f"no route to {email} \0\ud800")
         log.warning("<%s> sent", key)
@@ -39,7 +43,7 @@ def obeying(module: ModuleType) -> FastAPI:
 
 durable_outbox.SEND_SECONDS = float(os.environ["SEND_SECONDS"])
 durable_outbox.RETRY_SECONDS = float(os.environ["RETRY_SECONDS"])
-durable_outbox.COMMAND_TIMEOUT = 2.0
+durable_outbox.COMMAND_TIMEOUT = 1.0
 durable_outbox.POLL_SECONDS = 0.05
 durable_outbox.MAX_ATTEMPTS = 3
 recipe = obeying(durable_outbox)
