@@ -20,8 +20,7 @@ Gotchas:
 - After a 5xx the client repeats the request with the same key, and so learns what
   happened. A 409 stores nothing: a repeat may succeed.
 - A key counts per source account: another user's equal key does not meet it.
-- Not covered: who may transfer, deleting old keys, a stop while the database hangs
-  (databases/asyncpg_pool).
+- Not covered: who may transfer, deleting old keys.
 
 Try it:
 
