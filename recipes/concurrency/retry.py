@@ -6,7 +6,7 @@
 
 stamina repeats a call whose failure may pass: the connection, 429, 502, 503, 504. It
 waits longer each time, with jitter, or as `Retry-After` says; one deadline limits all
-attempts. Each failure costs a token; without half of them nothing is repeated until
+attempts. Each failure costs a token. Below half of the tokens nothing is repeated until
 calls succeed again: an outage does not get three times the load.
 
 **Use when** a service fails now and then. **Not when** your caller retries: 3 * 3 = 9.
@@ -14,10 +14,10 @@ calls succeed again: an outage does not get three times the load.
 Gotchas:
 
 - A POST that timed out may have been done: repeat it only with an `Idempotency-Key`,
-  one for all attempts, the caller's if it sends one, and a service that honors it.
+  the same for all attempts, and a service that honors it.
 - stamina checks its own `timeout=` between attempts; it does not end one that hangs.
 - stamina asks `on=` about `CancelledError` too: after a True it repeats the call.
-- Not covered: a date in `Retry-After` (not repeated), the size of an answer.
+- Not covered: a caller's repeats (take its key), a date in `Retry-After`, huge answers.
 
 Try it:
 
@@ -131,8 +131,8 @@ calls: list[str] = []
 async def stand_in_stock(sku: str) -> Stock:
     calls.append(sku)
     if calls.count(sku) % 3:
-        after = {"Retry-After": "60"} if sku == "busy" else None
-        raise HTTPException(503, headers=after)
+        after = "60" if sku == "busy" else "0"
+        raise HTTPException(503, headers={"Retry-After": after})
     return Stock(units=3)
 
 

@@ -1,33 +1,57 @@
 """concurrency/retry: what may pass is repeated, if that is safe."""
 
 import asyncio
+import socket
+from collections.abc import Iterator
+from contextlib import ExitStack
 from typing import Any
 
 import httpx2
 import pytest
 
 from tests.conftest import Serve
+from tests.harness.served import Options
 from tests.harness.server import Server
 
 FOLDER = "tests.behavior.concurrency"
-TOKENS = 60  # in quick_retry, which is not imported: it patches stamina
+TOKENS = 10  # in quick_retry, which is not imported: it patches stamina
+
+
+@pytest.fixture(scope="module")
+def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Server]]:
+    """The shop, the recipe without waits and the naive form, for most tests."""
+    with ExitStack() as stack:
+        servers: dict[str, Server] = {}
+        for name in ("upstream", "quick", "naive"):
+            env = {"SHOP_URL": servers["upstream"].url} if servers else {}
+            log = tmp_path_factory.mktemp(name) / "log"
+            target = f"{FOLDER}.{name}_retry"
+            servers[name] = Server(Options(target, log, env, strict=name == "quick"))
+            stack.callback(servers[name].kill)
+        yield servers
+        troubles = servers["quick"].stop()
+        assert not troubles, f"{troubles}\n{servers['quick'].log}"
+
+
+def fresh(server: Server) -> Server:
+    """`server` with no calls and all tokens."""
+    httpx2.post(f"{server.url}/reset").raise_for_status()
+    return server
 
 
 @pytest.fixture
-def upstream(serve: Serve) -> Server:
-    return serve(f"{FOLDER}.upstream_retry", strict=False)
+def upstream(servers: dict[str, Server]) -> Server:
+    return fresh(servers["upstream"])
 
 
 @pytest.fixture
-def quick(serve: Serve, upstream: Server) -> Server:
-    """The recipe without waits."""
-    return serve(f"{FOLDER}.quick_retry", env={"SHOP_URL": upstream.url})
+def quick(servers: dict[str, Server]) -> Server:
+    return fresh(servers["quick"])
 
 
 @pytest.fixture
-def naive(serve: Serve, upstream: Server) -> Server:
-    env = {"SHOP_URL": upstream.url}
-    return serve(f"{FOLDER}.naive_retry", env=env, strict=False)
+def naive(servers: dict[str, Server]) -> Server:
+    return servers["naive"]
 
 
 async def ask(server: Server, sku: str, method: str = "GET") -> httpx2.Response:
@@ -64,7 +88,7 @@ async def test_what_may_pass_is_repeated_and_the_rest_is_not(
     passing = [f"status-{code}" for code in (429, 502, 503, 504)]
     passing += ["dropped", "after-0", "after-2"]
     for sku in passing:
-        assert (await ask(quick, sku)).json() == {"units": 3}, sku
+        assert (await ask(fresh(quick), sku)).json() == {"units": 3}, sku
     lasting = ["missing", "broken", "moved", "text", "status-501"]
     lasting += ["after-3", "after-99999999999", "after--1", "after-date"]
     for sku in lasting:
@@ -81,34 +105,27 @@ async def test_what_may_pass_is_repeated_and_the_rest_is_not(
 
 
 async def test_an_outage_is_not_multiplied_and_retries_come_back(
-    quick: Server, upstream: Server
+    quick: Server, naive: Server, upstream: Server
 ) -> None:
+    async def get(server: Server) -> list[int]:
+        async with server.client() as client:
+            some = [client.get("/stock/down") for _ in range(20)]
+            return [answer.status_code for answer in await asyncio.gather(*some)]
+
     async def calls_in_outage(server: Server) -> int:
         before = (await seen(upstream))["calls"].get("down", 0)
-        async with server.client() as client:
-            for _ in range(5):
-                some = [client.get("/stock/down") for _ in range(20)]
-                for answer in await asyncio.gather(*some):
-                    assert answer.status_code == 502
+        assert await get(server) == [502] * 20
         return int((await seen(upstream))["calls"]["down"] - before)
 
-    assert await calls_in_outage(quick) < 100 + TOKENS / 2
-    assert await calls_in_outage(quick) == 100  # no retry is left
-    async with quick.client() as client, upstream.client() as control:
+    assert await calls_in_outage(naive) == 60
+    assert 20 < await calls_in_outage(quick) < 20 + TOKENS / 2
+    assert await calls_in_outage(quick) == 20  # no retry is left
+    assert (await ask(quick, "status-503")).status_code == 502
+    async with upstream.client() as control:
         await control.post("/up")
-        for _ in range(16):  # 32 tokens
-            some = [client.get("/stock/down") for _ in range(20)]
-            for answer in await asyncio.gather(*some):
-                assert answer.status_code == 200
-    assert (await ask(quick, "status-503")).status_code == 200
-
-
-async def test_the_outage_of_the_naive_form_gets_three_times_the_calls(
-    naive: Server, upstream: Server
-) -> None:
-    async with naive.client() as client:
-        await asyncio.gather(*(client.get("/stock/down") for _ in range(20)))
-    assert (await seen(upstream))["calls"]["down"] == 60
+    for _ in range(4):  # 8 tokens
+        assert await get(quick) == [200] * 20
+    assert (await ask(quick, "status-502")).status_code == 200
 
 
 async def test_a_call_that_hangs_ends_at_the_deadline_also_at_a_stop(
@@ -124,10 +141,12 @@ async def test_a_call_that_hangs_ends_at_the_deadline_also_at_a_stop(
     assert (await seen(upstream))["calls"]["hangs"] == 1  # cancelled, not repeated
 
 
-async def test_a_service_that_is_gone_is_a_502(upstream: Server, quick: Server) -> None:
-    upstream.stop()
-    assert (await ask(quick, "anvil")).status_code == 502
-    quick.wait_for_log("ConnectError")
+async def test_a_service_that_is_gone_is_a_502(serve: Serve) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        nobody = f"http://127.0.0.1:{listener.getsockname()[1]}"
+    alone = serve(f"{FOLDER}.quick_retry", env={"SHOP_URL": nobody})
+    assert (await ask(alone, "anvil")).status_code == 502
+    alone.wait_for_log("ConnectError")
 
 
 async def test_without_a_url_a_stand_in_answers(serve: Serve) -> None:

@@ -27,6 +27,13 @@ async def seen() -> dict[str, Any]:
     return {"calls": calls, "taken": len(taken)}
 
 
+@app.post("/reset")
+async def reset() -> None:
+    calls.clear()
+    taken.clear()
+    released.clear()
+
+
 @app.post("/up")
 async def up() -> None:
     released.set()
