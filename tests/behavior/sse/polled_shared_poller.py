@@ -1,7 +1,8 @@
 """Serves the module that TARGET names with a backend that a test controls.
 
 `PUT /backend?tea=…&how=…` says what the next polls find: how is `up`, `down`, `hangs`,
-`cancelled` or `odd`. `big` makes each answer large. `GET /polls` counts them.
+`cancelled` or `odd`; what hangs does so until the next `PUT`. `big` makes
+each answer large. `GET /polls` counts them.
 """
 
 import asyncio
@@ -14,6 +15,7 @@ target.INTERVAL = 0.02
 target.POLL_TIMEOUT = float(os.environ.get("POLL_TIMEOUT", "20"))
 backend: dict[str, Any] = {"tea": 450, "how": os.environ.get("HOW", "up"), "big": 0}
 polls = 0
+changed = asyncio.Event()
 
 
 async def fetch_prices() -> dict[str, Any]:
@@ -23,7 +25,7 @@ async def fetch_prices() -> dict[str, Any]:
     if backend["how"] == "down":
         raise ConnectionError("the backend is down")
     if backend["how"] == "hangs":
-        await asyncio.Event().wait()
+        await changed.wait()
     if backend["how"] == "cancelled":
         raise asyncio.CancelledError
     if backend["how"] == "odd":
@@ -34,7 +36,10 @@ async def fetch_prices() -> dict[str, Any]:
 
 
 async def change(tea: int = 450, how: str = "up", big: int = 0) -> None:
+    global changed  # noqa: PLW0603 - for those that hang now
     backend.update(tea=tea, how=how, big=big)
+    changed.set()
+    changed = asyncio.Event()
 
 
 async def count() -> int:

@@ -13,9 +13,8 @@ a score. **Not when** each event counts: use sse/feed.
 
 Gotchas:
 
-- The id is a digest of the state: after a reconnect, also to another worker, a reader
-  hears nothing until the state differs from what it has.
-- Each worker polls, also without readers. So the first reader hears the state at once.
+- Each worker polls, also without readers: a reader hears the newest state at once. It
+  hears it again after a reconnect, also to another worker: events need no id.
 - `asyncio.timeout` does not stop a blocking client: use `asyncio.to_thread` and the
   client's own timeout.
 - Start uvicorn with `--timeout-graceful-shutdown 5`: an open stream keeps it alive.
@@ -30,22 +29,19 @@ Related: sse/feed, caching/single_flight, websocket/rooms
 """
 
 import asyncio
-import hashlib
 import json
 import logging
 import time
 from collections.abc import AsyncIterable, AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Annotated
 
 import anyio
-from fastapi import Depends, FastAPI, Header, Request
+from fastapi import Depends, FastAPI, Request
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 
 INTERVAL = 1.0  # seconds between polls
 POLL_TIMEOUT = 5.0
-# It has an id, so that a reader that reconnects after it hears the state again.
-STALE = ServerSentEvent(event="stale", data={}, id="stale")
+STALE = ServerSentEvent(event="stale", data={})  # browsers ignore one without data
 
 
 class Poller:
@@ -60,15 +56,14 @@ class Poller:
             async with asyncio.timeout(POLL_TIMEOUT):
                 prices = await fetch_prices()  # demo: your backend
             text = json.dumps(prices, sort_keys=True, allow_nan=False)
-            digest = hashlib.sha256(text.encode()).hexdigest()
-            newest = ServerSentEvent(raw_data=text, id=digest)
+            newest = ServerSentEvent(raw_data=text)
         except (Exception, asyncio.CancelledError) as error:
             task = asyncio.current_task()
             if task and task.cancelling():
                 raise  # the app stops; else it was only a call of the backend
             logging.getLogger(__name__).warning("poll: %r", error)
             newest = STALE
-        if newest.id != self._newest.id:
+        if newest != self._newest:
             self._newest = newest
             self._bell.set()  # wakes all readers
             self._bell = asyncio.Event()  # for the next change
@@ -78,14 +73,11 @@ class Poller:
             await asyncio.sleep(INTERVAL)
             await self.poll()
 
-    async def after(self, seen: str | None) -> AsyncIterable[ServerSentEvent]:
+    async def states(self) -> AsyncIterable[ServerSentEvent]:
         while True:
-            bell, newest = self._bell, self._newest
-            if newest.id == seen:
-                await bell.wait()
-            else:
-                seen = newest.id
-                yield newest
+            bell = self._bell  # rings if there is a newer one by the time this is sent
+            yield self._newest
+            await bell.wait()
 
 
 @asynccontextmanager
@@ -101,23 +93,20 @@ async def lifespan(_: FastAPI) -> AsyncIterator[dict[str, Poller]]:
 
 
 app = FastAPI(lifespan=lifespan)
-EventId = Annotated[str | None, Header()]
 
 
-async def last_seen(last_event_id: EventId = None) -> AsyncIterator[str | None]:
+async def quietly() -> AsyncIterator[None]:
     try:
-        yield last_event_id
+        yield
     except* anyio.BrokenResourceError:
         pass  # FastAPI 0.165 logs a traceback if a reader leaves while an event is sent
 
 
-@app.get("/prices", response_class=EventSourceResponse)
-async def prices(
-    request: Request, seen: Annotated[str | None, Depends(last_seen)]
-) -> AsyncIterable[ServerSentEvent]:
+@app.get("/prices", response_class=EventSourceResponse, dependencies=[Depends(quietly)])
+async def prices(request: Request) -> AsyncIterable[ServerSentEvent]:
     poller: Poller = request.state.poller
-    async for event in poller.after(seen):  # a returned generator is not encoded
-        yield event
+    async for state in poller.states():  # a returned generator is not encoded
+        yield state
 
 
 async def fetch_prices() -> dict[str, int]:  # demo
