@@ -25,8 +25,10 @@ WAITING = """
 
 async def execute(url: str, command: str) -> None:
     connection = await asyncpg.connect(url)
-    await connection.execute(command)
-    await connection.close()
+    try:
+        await connection.execute(command)
+    finally:
+        await connection.close()
 
 
 @contextmanager
