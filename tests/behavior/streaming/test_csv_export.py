@@ -4,12 +4,11 @@ import asyncio
 import csv
 import io
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-import asyncpg
 import httpx2
 import pytest
 
@@ -20,6 +19,8 @@ from tests.behavior.databases.postgres import (
     WAITING,
     database,
     disconnect_others,
+    execute,
+    shared_servers,
     until,
 )
 from tests.conftest import Serve
@@ -47,29 +48,44 @@ HELD = """
         current_database()); END';
     SELECT pg_advisory_lock(42)
 """
+FREE = """
+    SELECT pg_advisory_unlock_all();
+    DROP VIEW survey_answers;
+    DROP FUNCTION passes;
+    ALTER TABLE everything RENAME TO survey_answers
+"""
 Start = Callable[..., Awaitable[Server]]
 
 
+@pytest.fixture(scope="module")
+def shared(
+    postgres_url: str, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[dict[str, Server]]:
+    """Servers, each with a database of its own."""
+    folder = tmp_path_factory.mktemp("csv_export")
+    names = "small_csv_export", "naive_csv_export", "naive_csv_export_cursor"
+    targets = [f"{FOLDER}.{name}" for name in names]
+    with shared_servers(postgres_url, folder, TABLE, *targets) as servers:
+        yield dict(zip(names, servers, strict=True))
+
+
 @pytest.fixture
-def start(serve: Serve, new_database: Callable[[], str]) -> Start:
-    """Serves a module of this folder with a database of 250 big rows."""
+def start(shared: dict[str, Server], serve: Serve) -> Start:
+    """A server for a module, its database with 250 big rows; its own with options."""
 
-    def start(name: str, seconds: float = 60, **uvicorn: Any) -> Server:
-        env = {"DATABASE_URL": new_database(), "EXPORT_SECONDS": str(seconds)}
-        asyncio.run(execute(env["DATABASE_URL"], TABLE + ";" + BIG))
-        strict = not (uvicorn or name.startswith("naive"))
-        return serve(f"{FOLDER}.{name}", env=env, strict=strict, **uvicorn)
+    async def start(name: str, **options: Any) -> Server:
+        server = shared[name]
+        await execute(server.options.env["DATABASE_URL"], TABLE + ";" + BIG)
+        if not options:
+            return server
+        seconds = str(options.pop("seconds", 60))
+        env = server.options.env | {"EXPORT_SECONDS": seconds}
+        target = server.options.target
+        return await asyncio.to_thread(
+            lambda: serve(target, env=env, strict=not options, **options)
+        )
 
-    async def in_thread(*options: Any, **uvicorn: Any) -> Server:
-        return await asyncio.to_thread(lambda: start(*options, **uvicorn))
-
-    return in_thread
-
-
-async def execute(url: str, command: str) -> None:
-    connection = await asyncpg.connect(url)
-    await connection.execute(command)
-    await connection.close()
+    return start
 
 
 @asynccontextmanager
@@ -172,12 +188,15 @@ async def test_an_early_error_is_a_500_and_a_late_one_cuts_the_response(
             await response.aread()
     for server in recipe, naive:
         async with database(server) as connection:
-            await connection.execute("DROP TABLE survey_answers")
+            await connection.execute("ALTER TABLE survey_answers RENAME TO gone")
     assert (await get(recipe)).status_code == 500
     async with exporting(naive) as response:
         assert response.status_code == 200
         with pytest.raises(httpx2.RemoteProtocolError, match=cut):
             await response.aread()
+    for server in recipe, naive:
+        async with database(server) as connection:
+            await connection.execute("ALTER TABLE gone RENAME TO survey_answers")
 
 
 async def test_clients_that_do_not_read_take_only_the_exports(start: Start) -> None:
@@ -207,7 +226,7 @@ async def test_clients_that_do_not_read_take_only_the_exports(start: Start) -> N
 
 
 async def test_a_client_that_does_not_read_loses_its_snapshot(start: Start) -> None:
-    recipe = await start("small_csv_export", 0.5)
+    recipe = await start("small_csv_export", seconds=0.5)
     naive = await start("naive_csv_export_cursor")
     async with database(naive) as theirs, database(recipe) as ours:
         async with exporting(naive), exporting(recipe) as response:
@@ -235,7 +254,7 @@ async def test_a_client_that_leaves_frees_its_slot_also_while_a_batch_is_read(
         async with exporting(recipe), exporting(recipe):
             await until(connection, WAITING, 2)
         await until(connection, WAITING, 0)
-        await connection.execute("SELECT pg_advisory_unlock(42)")
+        await connection.execute(FREE)
     assert len(await rows(await get(recipe))) == 250
 
 
