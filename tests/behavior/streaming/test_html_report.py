@@ -1,8 +1,8 @@
 """streaming/html_report: what users wrote stays text, and a failed section is seen."""
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import suppress
+from collections.abc import AsyncIterator, Iterator
+from contextlib import ExitStack, suppress
 from html.parser import HTMLParser
 
 import httpx2
@@ -10,6 +10,7 @@ import pytest
 
 from recipes.streaming import html_report
 from tests.conftest import Serve
+from tests.harness.served import Options
 from tests.harness.server import Server
 
 FED = "tests.behavior.streaming.fed_html_report"
@@ -18,14 +19,27 @@ NAIVE = {"TARGET": "tests.behavior.streaming.naive_html_report"}
 END = "<p>End of the report.</p>"
 
 
-@pytest.fixture
-def recipe(serve: Serve) -> Server:
-    return serve(FED, env=RECIPE)
+@pytest.fixture(scope="module")
+def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Server]]:
+    with ExitStack() as stack:
+        servers = {}
+        for name, env in ("recipe", RECIPE), ("naive", NAIVE):
+            log = tmp_path_factory.mktemp(name) / "log"
+            servers[name] = Server(Options(FED, log, env, strict=name == "recipe"))
+            stack.callback(servers[name].kill)
+        yield servers
+        troubles = servers["recipe"].stop()
+        assert not troubles, f"{troubles}\n{servers['recipe'].log}"
 
 
 @pytest.fixture
-def naive(serve: Serve) -> Server:
-    return serve(FED, env=NAIVE, strict=False)
+def recipe(servers: dict[str, Server]) -> Server:
+    return servers["recipe"]
+
+
+@pytest.fixture
+def naive(servers: dict[str, Server]) -> Server:
+    return servers["naive"]
 
 
 class Page(HTMLParser):
@@ -47,9 +61,8 @@ class Page(HTMLParser):
 
 
 async def change(client: httpx2.AsyncClient, **sections: str) -> None:
-    for name, does in sections.items():
-        response = await client.put(f"/sections/{name}", params={"does": does})
-        assert response.is_success
+    response = await client.put("/sections", json=sections)
+    assert response.is_success
 
 
 async def page(client: httpx2.AsyncClient) -> str:
@@ -80,19 +93,37 @@ async def test_what_users_wrote_stays_text(recipe: Server, naive: Server) -> Non
     assert {"script", "img"} <= {*theirs.tags}
 
 
+async def test_a_script_would_not_run_and_a_proxy_sends_at_once(recipe: Server) -> None:
+    async with recipe.client() as client:
+        headers = (await client.get("/report")).headers
+    assert headers["content-security-policy"] == "default-src 'none'"
+    assert headers["x-accel-buffering"] == "no"
+
+
+@pytest.mark.parametrize("how", ["fails", "is cancelled"])
 async def test_a_section_that_fails_says_so_and_the_others_are_sent(
-    recipe: Server, naive: Server
+    recipe: Server, naive: Server, how: str
 ) -> None:
     async def with_a_failure(server: Server) -> list[bool]:
         async with server.client() as client:
-            await change(client, Orders="fails")
+            await change(client, Orders=how)
             text = await page(client)
             words = ("row of Users", "is missing", "row of Analytics", END)
             return [word in text for word in words]
 
     assert await with_a_failure(recipe) == [True, True, True, True]
     assert await with_a_failure(naive) == [True, False, False, False]
-    assert "section Orders: ConnectionError('the backend is down')" in recipe.log
+    error = "Cancelled" if "cancel" in how else "Connection"
+    assert f"section Orders: {error}Error(" in recipe.log
+
+
+async def test_a_field_that_is_not_there_fails_its_section(recipe: Server) -> None:
+    async with recipe.client() as client:
+        await change(client, Orders="no note")
+        text = await page(client)
+    assert text.count("is missing") == 1
+    assert "row of Orders" not in text
+    assert END in text
 
 
 async def test_a_section_that_hangs_is_given_up(serve: Serve) -> None:
@@ -110,14 +141,15 @@ async def test_sections_are_fetched_at_once_and_sent_in_order(
 ) -> None:
     async def while_one_waits(server: Server) -> tuple[str, str, int]:
         """What has arrived, what comes later, and how many fetches have begun."""
+        before = server.log.count("fetching ")
         async with server.client() as client:
             await change(client, Orders="waits")
             async with client.stream("GET", "/report") as response:
                 parts = response.aiter_text()
                 early = await until(parts, "row of Users")
-                await asyncio.to_thread(server.wait_for_log, "fetching Orders")
-                fetched = server.log.count("fetching ")
-                await client.post("/release")
+                while (fetched := server.log.count("fetching ") - before) < 2:
+                    await asyncio.sleep(0.01)
+                await change(client)
                 return early, await until(parts, END), fetched
 
     early, late, fetched = await while_one_waits(recipe)
@@ -135,13 +167,14 @@ async def until(parts: AsyncIterator[str], needle: str) -> str:
 
 
 async def test_a_client_that_leaves_cancels_what_is_fetched(recipe: Server) -> None:
+    lines = [f"cancelled {name}" for name in ("Orders", "Analytics")]
+    assert not any(line in recipe.log for line in lines)
     async with recipe.client() as client:
         await change(client, Orders="waits", Analytics="waits")
         async with client.stream("GET", "/report") as response:
             await until(response.aiter_text(), "row of Users")
-            await asyncio.to_thread(recipe.wait_for_log, "fetching Analytics")
-    for name in "Orders", "Analytics":
-        await asyncio.to_thread(recipe.wait_for_log, f"cancelled {name}")
+    for line in lines:
+        await asyncio.to_thread(recipe.wait_for_log, line)
 
 
 async def test_a_long_section_is_cut_and_says_so(recipe: Server) -> None:
