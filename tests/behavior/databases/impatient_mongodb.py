@@ -4,5 +4,4 @@ from recipes.databases import mongodb
 
 mongodb.TIMEOUT = 1
 mongodb.MAX_POOL = 2
-PAGE = mongodb.PAGE = 3
 app = mongodb.app

@@ -21,7 +21,7 @@ Gotchas:
   needs a default: an old document without it is a 500.
 - A filter made of raw JSON lets clients send `{"$ne": null}`: declare each field.
 - The tests run on SecantusDB, which is MongoDB-compatible. Not covered: transactions;
-  NaN in a body, see background/after_response.
+  NaN or half an emoji in a body, see background/after_response.
 
 Try it:
 
@@ -78,7 +78,8 @@ async def lifespan(_: FastAPI) -> AsyncIterator[dict[str, Products]]:
     )
     try:
         products = client.get_default_database("app").products  # "app" if URL has none
-        await products.create_index("sku", unique=True)  # without a server: no start
+        # If this takes longer, the app does not start: index a large collection before.
+        await products.create_index("sku", unique=True)
         yield {"products": products}
     finally:
         with pymongo.timeout(TIMEOUT):  # which `timeoutMS` does not limit
