@@ -21,7 +21,7 @@ Gotchas:
 - `ON CONFLICT DO UPDATE` and a row that is in the batch twice: "ON CONFLICT DO UPDATE
   command cannot affect row a second time".
 - If another transaction inserts the same row, this one waits until that one ends.
-- Not covered: 503 for a database that is down: databases/sqlalchemy_session.
+- Not covered: 503 for a database that is down or busy: databases/sqlalchemy_session.
 
 Try it:
 
@@ -119,15 +119,16 @@ async def add_devices(request: Request, batch: Batch) -> Report:
 # --- evidence ---
 def main() -> None:
     from fastapi.testclient import TestClient
-    from sqlalchemy import Engine, event
+    from sqlalchemy import event
 
     if not os.environ.get("DATABASE_URL"):
         raise SystemExit(NO_URL)
     run = os.urandom(8).hex().upper()
     batch = [{"serial": f"{run}-{n}", "model": "lamp"} for n in range(3000)]
     sent: list[object] = []
-    event.listen(Engine, "before_cursor_execute", lambda *args: sent.append(args))
     with TestClient(app) as client:
+        engine = client.app_state["sessions"].kw["bind"].sync_engine
+        event.listen(engine, "before_cursor_execute", lambda *a: sent.append(a))
         for devices in batch[:1000], batch:
             sent.clear()
             report = client.post("/devices", json=devices).json()

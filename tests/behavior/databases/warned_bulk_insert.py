@@ -5,4 +5,4 @@ import warnings
 from tests.behavior.databases import naive_bulk_insert
 
 warnings.simplefilter("always")
-app = naive_bulk_insert.app
+naive = naive_bulk_insert.app
