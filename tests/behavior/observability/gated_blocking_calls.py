@@ -1,6 +1,8 @@
 """The lifespan of observability/blocking_calls around calls of the tests' choosing."""
 
 import asyncio
+import faulthandler
+import os
 import re
 import time
 from pathlib import Path
@@ -9,7 +11,7 @@ from fastapi import FastAPI
 
 from recipes.observability import blocking_calls
 
-blocking_calls.LOG_INTERVAL = 0.0  # every stall is logged
+blocking_calls.LOG_INTERVAL = float(os.environ.get("LOG_INTERVAL", "0"))  # 0: logs all
 app = FastAPI(lifespan=blocking_calls.lifespan)
 app.add_api_route("/loop", blocking_calls.loop)
 
@@ -48,4 +50,15 @@ async def awaits(seconds: float) -> None:
 
 @app.post("/regex")
 async def holds_the_gil() -> None:
+    faulthandler.dump_traceback_later(0.05)
     re.match("(a+)+$", "a" * 24 + "b")
+    faulthandler.cancel_dump_traceback_later()
+
+
+async def step() -> None:
+    busy(0.001)
+
+
+@app.post("/steps")
+async def short_steps() -> None:
+    await asyncio.gather(*(step() for _ in range(400)))
