@@ -98,8 +98,6 @@ async def transaction(request: Request) -> AsyncIterator[None]:
         finally:
             slots.release()
     except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
-        if isinstance(error, ValueError):  # an InterfaceError for a wrong argument
-            raise
         logging.getLogger(__name__).warning("database: %r", error)
         raise HTTPException(503, "Try again later", {"Retry-After": "2"}) from None
 
