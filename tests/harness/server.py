@@ -27,6 +27,7 @@ PRELOAD = [
     "redis.asyncio",
     "sqlalchemy.ext.asyncio",
     "stamina",
+    "tortoise.contrib.fastapi",
     "uvicorn.lifespan.on",
     "uvicorn.protocols.http.httptools_impl",
     "uvloop",

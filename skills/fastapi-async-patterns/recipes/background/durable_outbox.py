@@ -5,20 +5,21 @@
 """Do work after the response that survives a crash.
 
 One transaction writes the order and a row in an outbox table; then the 202 is sent.
-Tasks in the lifespan claim rows and send them. A claim sets the time of the next
-attempt: if the process dies, another one tries again then.
+Tasks in the lifespan claim rows, send them and delete them. A claim sets the time of
+the next attempt: if the process dies, another one tries again then.
 
 **Use when** the work must happen: an email, a webhook, an invoice. **Not when** it may
 be lost: background/after_response is simpler.
 
 Gotchas:
 
-- At least once, not exactly once: a process that dies just after `send` sends again.
-  Give the receiver the row's id as an idempotency key, so that it drops the second.
-- After MAX_ATTEMPTS a row stays, with its error. Alert on `sent_at IS NULL AND
-  attempts >= 8`; to try again, set `attempts = 0, next_attempt = now()`.
+- At least once, not exactly once: after a timeout, or if the process dies just after
+  `send`, the row is sent again. Give the receiver its id as an idempotency key.
+- A row that failed MAX_ATTEMPTS times stays; its errors are in the log. Alert on
+  `next_attempt = 'infinity'`; to try again, set `attempts = 0, next_attempt = now()`.
+- A receiver that hangs takes a worker for SEND_SECONDS: many such rows delay others.
 - Not covered: 503 while the database is gone (databases/asyncpg_pool), a repeated POST
-  (databases/concurrent_writes), the order of rows, deleting old ones.
+  (databases/concurrent_writes), the order of rows.
 
 Try it:
 
@@ -50,20 +51,19 @@ SCHEMA = """
     SELECT pg_advisory_xact_lock(1); -- workers start at once
     CREATE TABLE IF NOT EXISTS outbox_orders (id bigserial PRIMARY KEY, item text);
     CREATE TABLE IF NOT EXISTS outbox (
-        id bigserial PRIMARY KEY, email text, message text, attempts int DEFAULT 0,
-        next_attempt timestamptz DEFAULT now(), error text, sent_at timestamptz);
-    CREATE INDEX IF NOT EXISTS outbox_due ON outbox (next_attempt) WHERE sent_at IS NULL
+        id bigserial PRIMARY KEY, email text, message text,
+        attempts int DEFAULT 0, next_attempt timestamptz DEFAULT now());
+    CREATE INDEX IF NOT EXISTS outbox_due ON outbox (next_attempt)
 """
 CLAIM = """
-    UPDATE outbox SET attempts = attempts + 1,
-        next_attempt = now() + make_interval(secs => $2 * 2 ^ attempts)
-    WHERE id = (SELECT id FROM outbox
-        WHERE sent_at IS NULL AND attempts < $1 AND next_attempt <= now()
+    UPDATE outbox SET attempts = attempts + 1, next_attempt = CASE
+        WHEN attempts + 1 < $1 THEN now() + make_interval(secs => $2 * 2 ^ attempts)
+        ELSE 'infinity' END
+    WHERE id = (SELECT id FROM outbox WHERE next_attempt <= now()
         ORDER BY next_attempt LIMIT 1 FOR UPDATE SKIP LOCKED)
     RETURNING id, email, message
 """
-FAILED = "UPDATE outbox SET error = $2 WHERE id = $1"
-SENT = "UPDATE outbox SET sent_at = now() WHERE id = $1"
+SENT = "DELETE FROM outbox WHERE id = $1"
 
 
 class Order(BaseModel):
@@ -75,25 +75,20 @@ async def send(key: int, email: str, message: str) -> None:  # demo: your mail s
     print(f"{key}: {message} to {email}")
 
 
-async def send_row(pool: asyncpg.Pool, row: asyncpg.Record) -> None:
-    try:  # holds no connection and no lock
-        async with asyncio.timeout(SEND_SECONDS):
-            await send(row["id"], row["email"], row["message"])
-    except Exception as error:
-        logging.getLogger(__name__).warning("outbox %s: %r", row["id"], error)
-        await pool.execute(FAILED, row["id"], ascii(error)[:500])
-    else:
-        await pool.execute(SENT, row["id"])
-
-
 async def work(pool: asyncpg.Pool, stopping: asyncio.Event) -> None:
+    log = logging.getLogger(__name__)
     while not stopping.is_set():
+        row = None
         try:
             if row := await pool.fetchrow(CLAIM, MAX_ATTEMPTS, RETRY_SECONDS):
-                await send_row(pool, row)
+                async with asyncio.timeout(SEND_SECONDS):  # no lock, no connection held
+                    await send(row["id"], row["email"], row["message"])
+                await pool.execute(SENT, row["id"])
                 continue
-        except Exception as error:  # the database is gone: it will be back
-            logging.getLogger(__name__).warning("outbox: %r", error)
+        except (Exception, asyncio.CancelledError) as error:
+            if (task := asyncio.current_task()) and task.cancelling():
+                raise  # else `send` awaited something that was cancelled
+            log.warning("outbox %s: %r", row["id"] if row else "claim", error)
         with suppress(TimeoutError):
             await asyncio.wait_for(stopping.wait(), POLL_SECONDS)
 

@@ -43,7 +43,6 @@ from fastapi import FastAPI, HTTPException, Path, Query, Request
 MAX_WAITING = 20  # per key
 WAIT_SECONDS = 5.0
 HOLD_SECONDS = 5.0
-MAX_COUNTERS = 1000  # demo: a limit of your service
 
 
 class BusyError(Exception):
@@ -88,8 +87,6 @@ async def read(store: dict[str, int], name: str) -> int:  # demo: your service
 async def write(store: dict[str, int], name: str, count: int) -> None:  # demo: the same
     await asyncio.sleep(0.01)
     store[name] = count
-    if len(store) > MAX_COUNTERS:
-        del store[next(iter(store))]
 
 
 @asynccontextmanager

@@ -31,11 +31,10 @@ Keywords: connection pool, TooManyConnectionsError, PostgreSQL, keyset paginatio
 Related: databases/sqlalchemy_session, databases/concurrent_writes, lifespan/resources
 """
 
-import asyncio
 import logging
 import os
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from typing import Annotated, Any
 
 import asyncpg
@@ -44,7 +43,7 @@ from pydantic import BaseModel, EmailStr, Field
 
 POOL_SIZE = 10  # times the number of workers, it must be below max_connections
 POOL_TIMEOUT = 2.0  # seconds to wait for a free connection
-COMMAND_TIMEOUT = 5.0  # seconds for a statement, and for a new connection
+COMMAND_TIMEOUT = 5.0  # seconds for a statement, to connect, to disconnect
 PAGE_SIZE = 100
 UNUSABLE = (
     OSError,  # a TimeoutError is one
@@ -78,13 +77,10 @@ async def lifespan(_: FastAPI) -> AsyncIterator[dict[str, asyncpg.Pool]]:
     if not (url := os.environ.get("DATABASE_URL")):
         raise RuntimeError(NO_URL)
     limits = {"timeout": COMMAND_TIMEOUT, "command_timeout": COMMAND_TIMEOUT}
-    pool = await asyncpg.create_pool(url, min_size=1, max_size=POOL_SIZE, **limits)
-    try:
+    sizes = {"min_size": 1, "max_size": POOL_SIZE}
+    async with asyncpg.create_pool(url, **limits, **sizes) as pool:
         await pool.execute(SCHEMA)  # demo: your migrations
         yield {"pool": pool}
-    finally:
-        with suppress(TimeoutError):  # a server that hangs must not hold up the stop
-            await asyncio.wait_for(pool.close(), COMMAND_TIMEOUT)
 
 
 @asynccontextmanager
@@ -95,8 +91,9 @@ async def connection(request: Request) -> AsyncIterator[Any]:
         async with pool.acquire(timeout=POOL_TIMEOUT) as db:
             yield db
     except UNUSABLE as error:
-        if isinstance(error, ValueError):  # an InterfaceError for a wrong argument
-            raise
+        lost = "closed" in str(error) or "released" in str(error)
+        if isinstance(error, asyncpg.InterfaceError) and not lost:
+            raise  # a mistake, such as an argument too few
         logging.getLogger(__name__).warning("database: %r", error)
         raise HTTPException(503, "Try again later", {"Retry-After": "2"}) from None
 

@@ -13,11 +13,12 @@ got there. `/loop` tells how often that happens, and how long the loop takes to 
 
 Gotchas:
 
-- If the stack ends in `select`, `run_forever` or `asyncio/runners.py`, nothing blocked:
-  other threads held the GIL, or the process got no CPU.
+- A thousand tasks that are ready at once stall the loop like one long call: the stack
+  shows one of them. Look at several stacks before you blame a line.
+- If a stack ends in `select` or `asyncio/runners.py`, the loop was idle: other threads
+  held the GIL, or the process got no CPU.
 - A call that holds the GIL, such as a bad regular expression, also stops this thread:
-  it is counted, but often not shown. `faulthandler.dump_traceback_later` needs no GIL.
-- A thousand short steps are no stall, but everybody waits for them too: watch `lag`.
+  it is counted, but often not shown. `faulthandler.dump_traceback_later` shows it.
 - In tests, `with blockbuster_ctx():` raises "BlockingError: Blocking call to
   time.sleep". It knows calls that wait, not those that compute.
 - `PYTHONASYNCIODEBUG=1` logs "Executing <Task ...> took 0.300 seconds", only afterwards

@@ -5,9 +5,9 @@
 """Authenticate a WebSocket that a browser opens.
 
 A page cannot set headers on a WebSocket, but the browser sends its cookies and the
-page's `Origin`. A dependency checks both before the socket is accepted; a stranger gets
-403. While the socket is open, its session is looked up every few seconds. When it has
-ended, the socket is closed with code 4401, even if the client is silent.
+page's `Origin`. A dependency checks both before the socket is accepted: a stranger, or
+a page from another host, gets 403. While the socket is open, its session is looked up
+every few seconds. When it has ended, the socket is closed with code 4401.
 
 **Use when** a page of your own site opens the socket. **Not when** it is on another
 site, where browsers block cookies: let it `POST` for a ticket that is valid once.
@@ -15,16 +15,21 @@ site, where browsers block cookies: let it `POST` for a ticket that is valid onc
 Gotchas:
 
 - Without the check of `Origin` any page can open a socket as its visitor:
-  `CORSMiddleware` ignores WebSockets. `SameSite` does not stop your own subdomains.
-- Raise `WebSocketException` alone. `HTTPException` after `close()` is a RuntimeError,
-  "Unexpected ASGI message 'websocket.http.response.start'"; on its own it makes uvicorn
-  0.54 log an error, "ASGI callable returned without completing handshake."
+  `CORSMiddleware` ignores WebSockets, and `SameSite` lets your subdomains through. Set
+  the cookie without `domain`: an attacker's host name that points at your server (DNS
+  rebinding) passes the check, but has no cookie.
+- Behind a proxy that replaces `Host` each page gets 403: let it pass the browser's
+  (nginx: `proxy_set_header Host $http_host`), or list the origins, also those of pages
+  on other hosts: `ours = {None, "https://your.site"}`.
+- Refuse with `WebSocketException`. `HTTPException` makes uvicorn 0.54 log an error,
+  "ASGI callable returned without completing handshake."; after `close()` it is a
+  RuntimeError, "Unexpected ASGI message 'websocket.http.response.start'".
 - A page sees only close code 1006, as when the network fails. Let it `fetch` a route
   that needs the session before it connects again.
 - uvicorn logs the URL of a socket, so put no token in it. With `--log-level debug` it
   logs the cookies, too.
-- Not covered: the login, sockets per user, bad messages (websocket/typed_messages), a
-  lookup that fails: it closes the socket (1006).
+- Not covered: the login, how many sockets, bad messages (websocket/typed_messages). A
+  lookup that fails closes the socket (1006).
 
 Try it:
 
@@ -38,90 +43,82 @@ Related: websocket/typed_messages, websocket/rooms
 
 import asyncio
 import secrets
-import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
 from typing import Annotated
 
 import anyio
-from anyio.abc import TaskGroup
-from fastapi import Cookie, Depends, FastAPI, Query, Request, Response
+from fastapi import Cookie, Depends, FastAPI, Request, Response
 from fastapi.exceptions import WebSocketException
 from fastapi.websockets import WebSocket, WebSocketDisconnect
 
-ORIGINS = {None, "http://127.0.0.1:8000"}  # demo: {None, "https://your.site"}
 RECHECK_SECONDS = 2.0  # so late an ended session is noticed
 CLOSE_SECONDS = 5.0  # for a peer that does not read
-MAX_SESSIONS, SESSION_SECONDS = 1000, 3600.0  # demo: the limits of your login
 
 DISCONNECTED = WebSocketDisconnect, RuntimeError  # RuntimeError: no answer to a ping
 Token = Annotated[str, Cookie(alias="chat_session")]
-User = Annotated[str, Query(min_length=1, max_length=40)]
 
 
-@dataclass(frozen=True)
-class Session:
-    user: str
-    expires: float  # seconds since 1970
-
-
-async def find(sessions: dict[str, Session], token: str) -> Session | None:
-    session = sessions.get(token)  # demo: a query of your session store
-    return session if session and session.expires > time.time() else None
+async def find_user(sessions: dict[str, str], token: str) -> str | None:
+    return sessions.get(token)  # demo: ask your session store; None: it has ended
 
 
 @asynccontextmanager
-async def lifespan(_: FastAPI) -> AsyncIterator[dict[str, dict[str, Session]]]:
+async def lifespan(_: FastAPI) -> AsyncIterator[dict[str, dict[str, str]]]:
     yield {"sessions": {}}
 
 
 app = FastAPI(lifespan=lifespan)
 
 
-async def logged_in(websocket: WebSocket, token: Token = "") -> Session:
-    if websocket.headers.get("origin") not in ORIGINS:  # None: it is no browser
+async def logged_in(websocket: WebSocket, token: Token = "") -> str:
+    host = websocket.headers.get("host")
+    ours = {None, f"https://{host}", f"http://{host}"}  # None: it is no browser
+    if websocket.headers.get("origin") not in ours:
         raise WebSocketException(1008, "this page may not connect")
-    if session := await find(websocket.state.sessions, token):
-        return session
+    if user := await find_user(websocket.state.sessions, token):
+        return user
     raise WebSocketException(1008, "log in first")
 
 
 @app.websocket("/chat")
 async def chat(
-    websocket: WebSocket, session: Annotated[Session, Depends(logged_in)], token: Token
+    websocket: WebSocket, user: Annotated[str, Depends(logged_in)], token: Token
 ) -> None:
     await websocket.accept()
     async with anyio.create_task_group() as tasks:
-        tasks.start_soon(talk, websocket, session, tasks)
-        while await find(websocket.state.sessions, token):  # noqa: ASYNC110 - no event
-            await asyncio.sleep(RECHECK_SECONDS)
+        tasks.start_soon(recheck, websocket, token, tasks.cancel_scope)
+        with suppress(*DISCONNECTED):
+            await talk(websocket, user)
+            await websocket.close()  # 1000: it was not the session that ended
         tasks.cancel_scope.cancel()
     with suppress(*DISCONNECTED), anyio.move_on_after(CLOSE_SECONDS):
         await websocket.close(4401, "session ended")
 
 
-async def talk(websocket: WebSocket, session: Session, tasks: TaskGroup) -> None:
-    with suppress(*DISCONNECTED):
-        while (event := await websocket.receive())["type"] == "websocket.receive":
-            await websocket.send_text(f"{session.user}: {event.get('text')}")
-    tasks.cancel_scope.cancel()
+async def recheck(websocket: WebSocket, token: str, scope: anyio.CancelScope) -> None:
+    while await find_user(websocket.state.sessions, token):  # noqa: ASYNC110 - no event
+        await asyncio.sleep(RECHECK_SECONDS)
+    scope.cancel()
+
+
+async def talk(websocket: WebSocket, user: str) -> None:  # demo: your protocol
+    while (event := await websocket.receive())["type"] == "websocket.receive":
+        await websocket.send_text(f"{user}: {event.get('text')}")
 
 
 @app.post("/login", status_code=204)
-async def login(request: Request, response: Response, user: User) -> None:  # demo
-    sessions: dict[str, Session] = request.state.sessions
-    if len(sessions) >= MAX_SESSIONS:
-        del sessions[next(iter(sessions))]  # the oldest
+async def login(request: Request, response: Response, user: str) -> None:  # demo
+    sessions: dict[str, str] = request.state.sessions
     token = secrets.token_urlsafe()
-    sessions[token] = Session(user, time.time() + SESSION_SECONDS)
+    sessions[token] = user
     # With HTTPS, add secure=True.
     response.set_cookie("chat_session", token, httponly=True, samesite="strict")
 
 
 @app.post("/logout", status_code=204)
 async def logout(request: Request, token: Token = "") -> None:
-    sessions: dict[str, Session] = request.state.sessions
+    sessions: dict[str, str] = request.state.sessions
     sessions.pop(token, None)
 
 

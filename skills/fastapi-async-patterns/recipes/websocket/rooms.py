@@ -22,14 +22,14 @@ Gotchas:
   From a `def` route: `anyio.from_thread.run_sync(broadcast, room, event)`; a direct
   call does not wake the event loop, so the message waits in the backlog.
 - A dropped client has missed messages. It reconnects, then reloads the state.
-- Not covered: Origin, and who may join: a dependency can raise `HTTPException(401)`.
+- Not covered: `Origin`, and who may join (both: websocket/authentication).
 
 Try it:
 
     WS /rooms/lobby hello
 
 Keywords: chat, broadcast, ConnectionManager, slow consumer, backpressure, 1013
-Related: sse/feed, lifespan/resources
+Related: websocket/authentication, sse/feed, lifespan/resources
 """
 
 import asyncio
