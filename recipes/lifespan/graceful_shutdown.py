@@ -21,8 +21,8 @@ Gotchas:
 - uvicorn closes WebSockets with code 1012. An endpoint that only waits for something
   else holds up the stop: "Waiting for background tasks to complete."
 - A second SIGTERM ends the drain. Ctrl-C skips it, and a second Ctrl-C all the rest.
-- `--workers` and `--reload` pass SIGTERM on. `--limit-max-requests` stops a worker
-  without a signal, so its streams are not told.
+- `--workers` and `--reload` pass SIGTERM on: a reload drains, too, once `/ready` was
+  asked. `--limit-max-requests` sends no signal, so streams are not told.
 
 Try it:
 

@@ -1,6 +1,8 @@
 """lifespan/graceful_shutdown: a stop loses no request and waits for no stream."""
 
 import asyncio
+import os
+import re
 import signal
 import socket
 import subprocess
@@ -8,6 +10,8 @@ import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
+from subprocess import Popen
+from typing import IO
 
 import httpx2
 import pytest
@@ -48,7 +52,7 @@ async def test_open_streams_end_and_the_process_too(serve: Serve) -> None:
     limits = httpx2.Limits(max_connections=None)
     async with recipe.client(limits=limits) as one, naive.client() as two:
         async with AsyncExitStack() as stack, reading(two):
-            streams = [await stack.enter_async_context(reading(one)) for _ in range(50)]
+            streams = [await stack.enter_async_context(reading(one)) for _ in range(20)]
             naive.terminate()
             recipe.terminate()
             for lines in streams:
@@ -136,10 +140,10 @@ def not_reading(server: Server) -> Iterator[None]:
         yield
 
 
-async def test_a_client_that_does_not_read_holds_up_a_stop_unless_it_is_bounded(
+async def test_what_does_not_end_holds_up_a_stop_unless_it_is_bounded(
     serve: Serve,
 ) -> None:
-    bounded = serve(HANGING, strict=False, timeout_graceful_shutdown=1)
+    bounded = serve(HANGING, strict=False, timeout_graceful_shutdown=0.2)
     unbounded = serve(HANGING, strict=False, timeout_graceful_shutdown=None)
     with not_reading(bounded), not_reading(unbounded):
         bounded.terminate()
@@ -149,10 +153,11 @@ async def test_a_client_that_does_not_read_holds_up_a_stop_unless_it_is_bounded(
         assert "cleaned up" not in bounded.log
         await logged(unbounded, "Waiting for connections to close.")
         assert unbounded.is_running
+    unbounded.kill()
 
 
 async def test_long_work_after_the_response_is_bounded_too(serve: Serve) -> None:
-    server = serve(HANGING, strict=False, timeout_graceful_shutdown=1)
+    server = serve(HANGING, strict=False, timeout_graceful_shutdown=0.2)
     async with server.client() as client:
         await client.get("/background")
     server.terminate()
@@ -177,7 +182,7 @@ async def test_websockets_are_closed_and_their_endpoints_must_end(serve: Serve) 
 
 async def test_a_stop_by_the_number_of_requests_tells_no_stream(serve: Serve) -> None:
     server = serve(
-        RECIPE, strict=False, limit_max_requests=1, timeout_graceful_shutdown=1
+        RECIPE, strict=False, limit_max_requests=1, timeout_graceful_shutdown=0.2
     )
     async with server.client() as client:
         async with reading(client) as lines:
@@ -187,39 +192,74 @@ async def test_a_stop_by_the_number_of_requests_tells_no_stream(serve: Serve) ->
     assert await ended(server) == 0
 
 
-@pytest.mark.parametrize("option", ["--workers=2", "--reload"])
-def test_the_supervisors_of_uvicorn_pass_the_signal_on(
-    option: str, tmp_path: Path
-) -> None:
-    options = [f"--reload-dir={tmp_path}", option]
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "uvicorn", f"{RECIPE}:app", f"--port={port}", *options],
-        cwd=ROOT,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    url = f"http://127.0.0.1:{port}"
-    patient = httpx2.HTTPTransport(retries=5)  # it listens after "startup complete"
-    with process, httpx2.Client(base_url=url, transport=patient) as client:
+@contextmanager
+def uvicorn(*options: str) -> Iterator[tuple[httpx2.Client, IO[str], Popen[str]]]:
+    """A supervisor that runs the recipe: a client, its log, and the process."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        number = listener.fileno()
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        command = [sys.executable, "-m", "uvicorn", f"{RECIPE}:app", f"--fd={number}"]
+        process = Popen(
+            [*command, *options],
+            cwd=ROOT,
+            pass_fds=[number],
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+    with process, httpx2.Client(base_url=url, timeout=20) as client:
         assert process.stderr is not None
         try:
-            for _ in range(2 if "workers" in option else 1):
-                assert any("startup complete" in line for line in process.stderr)
-            with (
-                client.stream("GET", "/ticks") as one,
-                client.stream("GET", "/ticks") as two,
-            ):
-                streams = [one.iter_lines(), two.iter_lines()]
-                assert {next(lines) for lines in streams} == {"event: tick"}
-                process.terminate()
-                for lines in streams:
-                    assert "event: bye" in list(lines)
-            assert "Waiting for connections" not in process.stderr.read()
-            assert process.wait() == 0
+            yield client, process.stderr, process
         finally:
             process.kill()
+
+
+def test_workers_are_told_by_their_supervisor() -> None:
+    with uvicorn("--workers=2") as (client, log, process):
+        for _ in range(2):
+            until(log, "startup complete")
+        with (
+            client.stream("GET", "/ticks") as one,
+            client.stream("GET", "/ticks") as two,
+        ):
+            streams = [one.iter_lines(), two.iter_lines()]
+            assert {next(lines) for lines in streams} == {"event: tick"}
+            process.terminate()
+            for lines in streams:
+                assert "event: bye" in list(lines)
+        assert "Waiting for connections" not in log.read()
+        assert process.wait() == 0
+
+
+def test_a_reload_drains_and_its_supervisor_passes_a_stop_on(tmp_path: Path) -> None:
+    with uvicorn("--reload", f"--reload-dir={tmp_path}") as (client, log, process):
+        [child] = re.findall(
+            r"server process \[(\d+)\]", until(log, "startup complete")
+        )
+        assert client.get("/ready").status_code == 200
+        (tmp_path / "changed.py").touch()
+        while (status := client.get("/ready").status_code) == 200:
+            pass
+        assert status == 503
+        os.kill(int(child), signal.SIGTERM)  # ends the drain
+        until(log, "startup complete")
+        with client.stream("GET", "/ticks") as stream:
+            lines = stream.iter_lines()
+            assert next(lines) == "event: tick"
+            process.terminate()
+            assert "event: bye" in list(lines)
+        assert "Waiting for connections" not in log.read()
+        assert process.wait() == 0
+
+
+def until(log: IO[str], text: str) -> str:
+    """What is logged until there is a line with `text`."""
+    found = ""
+    for line in log:
+        found += line
+        if text in line:
+            return found
+    pytest.fail(f"{text!r} is not in:\n{found}")
 
 
 async def test_the_handlers_are_there_as_long_as_the_lifespan() -> None:
