@@ -242,8 +242,10 @@ async def test_a_caller_that_is_cancelled_stops_nobody(
 ) -> None:
     """As it would with cashews."""
     gate = asyncio.Event()
+    computing = asyncio.Event()
 
     async def compute(_: str) -> int:
+        computing.set()
         await gate.wait()
         return 5
 
@@ -254,11 +256,15 @@ async def test_a_caller_that_is_cancelled_stops_nobody(
     cached = theirs(ttl=60, key="cashews:{key}")(compute_with_name(compute))
     for get, expected in (ours.get, 5), (cached, None):
         gate.clear()
-        first, second = (asyncio.ensure_future(get(city)) for _ in range(2))
-        await asyncio.sleep(0.05)  # both wait
+        computing.clear()
+        first = asyncio.ensure_future(get(city))
+        await computing.wait()
+        second = asyncio.ensure_future(get(city))
+        await asyncio.sleep(0.05)  # cashews waits for the first before it asks Valkey
         first.cancel()
+        await asyncio.wait([first])
         gate.set()
-        await asyncio.wait([first, second])
+        await asyncio.wait([second])
         assert first.cancelled()
         assert second.cancelled() == (expected is None)
         if expected:
