@@ -2,4 +2,5 @@
 
 from recipes._cookbook.cli import main
 
-main()
+if __name__ == "__main__":  # a worker process of a recipe imports this module
+    main()

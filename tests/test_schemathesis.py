@@ -15,7 +15,7 @@ from schemathesis.core.result import Ok
 from recipes._cookbook.catalogue import recipe_paths
 from tests.conftest import Serve, environment
 
-EXAMPLES = 20  # for each operation, and for each kind: valid, invalid
+EXAMPLES = 8  # for each operation, and for each kind: valid, invalid
 SECONDS = 20  # longer than any limit of a recipe
 
 

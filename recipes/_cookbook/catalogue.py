@@ -188,7 +188,7 @@ def find(name: str) -> Recipe:
     if len(same_stem) == 1:
         return parse(same_stem[0])
     candidates = [*by_name, *(path.stem for path in by_name.values())]
-    near = difflib.get_close_matches(wanted.lower(), candidates, n=3, cutoff=0.5)
+    near = difflib.get_close_matches(wanted.lower(), candidates, n=3, cutoff=0.6)
     names = [n for n in by_name if n in near or n.partition("/")[2] in near]
     hint = f"Did you mean {' or '.join(names)}?" if names else "See `recipes list`."
     raise UnknownRecipe(f"No recipe is called {name[:MAX_ECHO]!r}. {hint}")

@@ -43,7 +43,7 @@ from redis.exceptions import RedisError
 TTL = 60  # seconds, like those below
 COMPUTE = 5  # with the wait for the lock and for a slot
 LOCK = 6  # longer than that; if a worker crashes, its keys are 503 so long
-WAIT = 0.3  # for a free connection to Valkey, and for its answer
+WAIT = 1.0  # for a free connection to Valkey, and for its answer
 MAX_AT_ONCE = 10
 PREFIX = "orders:1:"  # use another number when the form of the values changes
 T = TypeVar("T")
