@@ -15,6 +15,13 @@ from recipes._cookbook.catalogue import ROOT
 from tests.harness.served import Options
 from tests.harness.server import Server
 
+# A file runs in one worker, so the long ones start first.
+LONG = ("test_evals.py", "test_schemathesis.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.path.name not in LONG)
+
 
 @pytest.fixture(scope="session")
 def anyio_backend() -> str:

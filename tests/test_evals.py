@@ -14,10 +14,11 @@ import pytest
 from recipes._cookbook.skill import SKILL
 from tests.evals import graders, harness
 from tests.evals.__main__ import table
-from tests.evals.harness import Grader, Report, bench, check, grade
+from tests.evals.harness import Grader, Outcome, Report, bench, check, grade
 
 SOLUTIONS = Path(__file__).parent / "evals" / "solutions"
-AT_ONCE = 6
+AT_ONCE = 4
+RACES = 3  # a naive app may win one by luck
 EVALS: dict[str, Any] = json.loads((SKILL / "evals/evals.json").read_text("utf-8"))
 TRIGGERS: list[dict[str, Any]] = json.loads(
     (SKILL / "evals/triggers.json").read_text("utf-8")
@@ -60,9 +61,24 @@ class Gradings:
                 grader = graders.load(name)
                 naive = kind == "naive"
                 report = await grade(name, grader, file, servers, traps_only=naive)
+                for _ in range(RACES - 1):
+                    if naive and lucky(report):
+                        again = await grade(
+                            name, grader, file, servers, traps_only=True
+                        )
+                        report.outcomes[:] = map(worse, report.outcomes, again.outcomes)
             self._results[key].set_result(report)
 
         await asyncio.gather(*(one(key) for key in self._results))
+
+
+def lucky(report: Report) -> list[str]:
+    """The traps that a naive app has passed."""
+    return [o.check for o in report.outcomes if o.trap and o.trouble is None]
+
+
+def worse(first: Outcome, second: Outcome) -> Outcome:
+    return first if first.trouble or not first.trap else second
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +103,7 @@ def test_a_grader(gradings: Gradings, name: str, kind: str) -> None:
     if kind == "right":
         assert not report.failed, text
         return
-    missed = [o.check for o in report.outcomes if o.trap and o.trouble is None]
+    missed = lucky(report)
     assert not missed, f"{missed} passed:\n{text}"
     assert any(o.trap for o in report.outcomes), "the grader has no trap"
     assert report.outcomes[0].trouble is None, f"it must work at first sight:\n{text}"

@@ -13,7 +13,9 @@ from fastapi.responses import StreamingResponse
 
 @asynccontextmanager
 async def lifespan(app):
-    async with asyncpg.create_pool(os.environ["DATABASE_URL"], min_size=1, max_size=4) as pool:
+    async with asyncpg.create_pool(
+        os.environ["DATABASE_URL"], min_size=1, max_size=4
+    ) as pool:
         yield {"pool": pool}
 
 

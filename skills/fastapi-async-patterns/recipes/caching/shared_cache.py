@@ -138,7 +138,7 @@ def main() -> None:
         raise SystemExit(NO_URL)
     counted = AsyncMock(wraps=count_orders)
     path = f"/orders/{os.urandom(8).hex()}"
-    patched = patch.dict(globals(), count_orders=counted)
+    patched = patch.dict(globals(), count_orders=counted, WAIT=10.0)
     with patched, TestClient(app) as one, TestClient(app) as two:
         with ThreadPoolExecutor(100) as threads:
             answers = threads.map(lambda worker: worker.get(path).text, [one, two] * 50)
