@@ -324,8 +324,10 @@ def test_find_does_not_echo_a_long_name() -> None:
 
 
 IMPORT = """
+import runpy
 import sys
-path = sys.argv[1]
+import traceback
+paths = sys.argv[1:]
 watched = ("socket.", "subprocess.", "os.mkdir", "os.remove", "os.rename", "os.system",
            "tempfile.", "_thread.start_new_thread", "signal.")
 
@@ -335,29 +337,43 @@ def hook(event, args):
         return
     frame = sys._getframe()
     while frame:
-        if frame.f_code.co_filename == path:
-            line = f"{path}:{frame.f_lineno}"
+        if frame.f_code.co_filename in paths:
+            line = f"{frame.f_code.co_filename}:{frame.f_lineno}"
             print(f"{line}: {event} at import: move it to the lifespan")
         frame = frame.f_back
 
-import runpy
 sys.addaudithook(hook)
-before = sys.stdout
-names = runpy.run_path(path, run_name="imported")
+for path in paths:
+    try:
+        runpy.run_path(path, run_name="imported")
+    except BaseException:
+        traceback.print_exc(file=sys.stdout)
+    print(f"--- {path}")
 """
 
 
-def effects_of_import(path: Path) -> str:
+def effects_of_import(*paths: Path) -> dict[Path, str]:
+    """What each module does when it is imported, all in one new process."""
     done = subprocess.run(
-        [sys.executable, "-B", "-W", "error", "-c", IMPORT, str(path)],
-        check=False, capture_output=True, text=True, env={"PATH": "/usr/bin:/bin"},
+        [sys.executable, "-B", "-W", "error", "-c", IMPORT, *map(str, paths)],
+        check=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        env={"PATH": "/usr/bin:/bin"},
     )  # fmt: skip
-    return done.stdout + done.stderr
+    found, rest = {}, done.stdout
+    for path in paths:
+        found[path], _, rest = rest.partition(f"--- {path}\n")
+    return found | ({Path("at exit"): rest} if rest else {})
+
+
+@pytest.fixture(scope="module")
+def effects() -> dict[Path, str]:
+    return effects_of_import(*recipe_paths())
 
 
 @pytest.mark.parametrize("path", recipe_paths(), ids=lambda path: path.stem)
-def test_import_has_no_effect(path: Path) -> None:
-    assert effects_of_import(path) == ""
+def test_import_has_no_effect(path: Path, effects: dict[Path, str]) -> None:
+    assert effects[path] == ""
+    assert Path("at exit") not in effects
 
 
 @pytest.mark.parametrize(
@@ -374,7 +390,7 @@ def test_import_has_no_effect(path: Path) -> None:
 def test_an_effect_at_import_is_noticed(tmp_path: Path, effect: str) -> None:
     module = tmp_path / "recipe.py"
     module.write_text(f"x = 1\n{effect}\n")
-    found = effects_of_import(module)
+    found = effects_of_import(module)[module]
     assert found
     if "print" not in effect:
         assert f"{module}:2" in found or f'{module}", line 2' in found
