@@ -16,7 +16,7 @@ from tests.harness.served import Options
 from tests.harness.server import Server
 
 # A file runs in one worker, so the long ones start first.
-LONG = ("test_evals.py", "test_schemathesis.py")
+LONG = ("test_schemathesis.py", "test_examples.py")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

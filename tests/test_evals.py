@@ -94,6 +94,7 @@ def gradings(request: pytest.FixtureRequest) -> Iterator[Gradings]:
     found.join()
 
 
+@pytest.mark.graders
 @pytest.mark.timeout(600)  # the first test waits for the servers, each for a slot
 @pytest.mark.parametrize("kind", ["right", "naive"])
 @pytest.mark.parametrize("name", graders.names())
