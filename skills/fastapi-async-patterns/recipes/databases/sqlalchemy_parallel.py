@@ -91,6 +91,8 @@ app = FastAPI(lifespan=lifespan)
 
 def is_unusable(error: Exception) -> bool:
     """Whether the fault is of the database, and not of the statement."""
+    if not isinstance(error, exc.DBAPIError | exc.TimeoutError | OSError):
+        return False
     reported = getattr(error, "orig", None)  # what the server reported, if it did
     return not reported or str(reported.sqlstate)[:2] in UNUSABLE
 
@@ -108,7 +110,7 @@ async def board(request: Request) -> dict[str, int]:
             orders = queries.create_task(count(Order))
             visits = queries.create_task(count(Visit))
             reviews = queries.create_task(count(Review))
-    except* (exc.DBAPIError, exc.TimeoutError, OSError) as errors:
+    except ExceptionGroup as errors:  # raised in `except*`, Python 3.11.2 wraps it
         if not all(map(is_unusable, errors.exceptions)):
             raise
         logging.getLogger(__name__).warning("database: %r", errors.exceptions)
