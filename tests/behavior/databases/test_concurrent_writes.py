@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+import asyncpg
 import httpx2
 import pytest
 
@@ -239,13 +240,18 @@ async def test_a_deadlock_with_others_is_tried_again(
 ) -> None:
     async def statuses(server: Server) -> int:
         """One has account 2, the request account 1, and each wants the other's."""
-        async with database(server) as watching:
-            async with locked(server, 2) as other:
-                status = asyncio.create_task(move(server))
-                await until(watching, BLOCKED, 1)
-                query = "SELECT FROM money_accounts WHERE id = 1 FOR UPDATE"
-                await other.fetch(query)  # the request is the victim
-            return (await status)[0]
+        query = "SELECT FROM money_accounts WHERE id = 1 FOR UPDATE"
+        while True:
+            try:
+                async with database(server) as watching, locked(server, 2) as other:
+                    status = asyncio.create_task(move(server))
+                    await until(watching, BLOCKED, 1)
+                    await other.fetch(query)
+            except asyncpg.DeadlockDetectedError:  # we were the victim, not the request
+                await status
+                await execute(server.options.env["DATABASE_URL"], FRESH)
+            else:
+                return (await status)[0]
 
     _, naive = servers
     env = servers[0].options.env | {"COMMAND_TIMEOUT": "30"}  # no 503 for slowness
