@@ -144,7 +144,10 @@ REQUESTS = (
 
 @contextmanager
 def serving(app: FastAPI, listener: socket.socket) -> Iterator[None]:
-    config = uvicorn.Config(app, log_level="error", timeout_graceful_shutdown=1)
+    # h11: in this process, beside other tests, httptools has refused an upgrade.
+    config = uvicorn.Config(
+        app, http="h11", log_level="error", timeout_graceful_shutdown=1
+    )
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()
