@@ -5,13 +5,11 @@ import socket
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, suppress
+from contextlib import AsyncExitStack, ExitStack, suppress
 from pathlib import Path
-from typing import Any, Literal, Self, cast
-from urllib.parse import urlsplit
+from typing import Literal, cast
 from uuid import uuid4
 
-import asyncpg
 import httpx2
 import pytest
 from fastapi import Depends, FastAPI
@@ -23,6 +21,14 @@ from sqlalchemy.orm.exc import DetachedInstanceError
 
 from recipes.databases import sqlalchemy_session
 from recipes.databases.sqlalchemy_session import NO_URL, POOL_SIZE
+from tests.behavior.databases.postgres import (
+    OTHERS,
+    WAITING,
+    Proxy,
+    database,
+    execute,
+    until,
+)
 from tests.conftest import Serve
 from tests.harness.served import Options
 from tests.harness.server import Server, run_script
@@ -50,16 +56,8 @@ REFUSING = """
     CREATE VIEW members AS SELECT * FROM everyone WHERE id < 0 WITH CHECK OPTION
 """
 ALLOWING = "DROP VIEW members; ALTER TABLE everyone RENAME TO members"
-WAITING = """
-    SELECT count(*) FROM pg_locks JOIN pg_database ON pg_database.oid = database
-    WHERE NOT granted AND datname = current_database()
-"""
 RELEASE = "SELECT pg_advisory_unlock(42)"
 ROWS = "SELECT count(*) FROM members"
-OTHERS = """
-    FROM pg_stat_activity
-    WHERE datname = current_database() AND pid <> pg_backend_pid()
-"""
 
 
 @pytest.fixture(scope="module")
@@ -103,29 +101,6 @@ def fresh(server: Server) -> Server:
     """`server` with an empty table."""
     asyncio.run(execute(server.options.env["DATABASE_URL"], FRESH))
     return server
-
-
-async def execute(url: str, command: str) -> None:
-    connection = await asyncpg.connect(url)
-    await connection.execute(command)
-    await connection.close()
-
-
-@asynccontextmanager
-async def database(server: Server) -> AsyncIterator[Any]:
-    """A connection of our own to the database that `server` uses."""
-    connection = await asyncpg.connect(server.options.env["DATABASE_URL"])
-    try:
-        yield connection
-    finally:
-        await connection.close()
-
-
-async def until(database: asyncpg.Connection, query: str, wanted: int = 1) -> None:
-    """Wait until `query` counts `wanted`."""
-    async with asyncio.timeout(20):
-        while await database.fetchval(query) != wanted:
-            await asyncio.sleep(0.01)
 
 
 def alone(server: Server) -> httpx2.AsyncClient:
@@ -395,56 +370,6 @@ async def test_asyncpg_does_not_know_sslmode(new_database: Callable[[], str]) ->
     with pytest.raises(TypeError, match="unexpected keyword argument 'sslmode'"):
         await engine.connect()
     await engine.dispose()
-
-
-class Proxy:
-    """The way to the database, which can be cut."""
-
-    def __init__(self, url: str) -> None:
-        parts = urlsplit(url)
-        assert parts.port
-        self._target = parts.port
-        self._url = url
-        self._ends: set[asyncio.StreamWriter] = set()
-        self._thawed = asyncio.Event()
-        self._thawed.set()
-
-    async def __aenter__(self) -> Self:
-        await self.open(0)
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self.cut()
-
-    async def open(self, port: int) -> None:
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", port)
-        self.port: int = self._server.sockets[0].getsockname()[1]
-        self.url = self._url.replace(f":{self._target}/", f":{self.port}/")
-
-    def freeze(self) -> None:
-        """As a host that is gone without a word."""
-        self._thawed.clear()
-
-    async def cut(self) -> None:
-        self._server.close()
-        for end in self._ends:
-            end.transport.abort()
-
-    async def _serve(
-        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
-    ) -> None:
-        theirs, to = await asyncio.open_connection("127.0.0.1", self._target)
-        self._ends |= {writer, to}
-        await asyncio.gather(self._pipe(reader, to), self._pipe(theirs, writer))
-
-    async def _pipe(
-        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
-    ) -> None:
-        with suppress(ConnectionError):
-            while chunk := await reader.read(1 << 16):
-                await self._thawed.wait()
-                writer.write(chunk)
-        writer.close()
 
 
 async def test_a_database_that_is_gone_is_503_until_it_is_back(
