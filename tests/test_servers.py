@@ -111,6 +111,7 @@ SCRIPT = """
 import os, signal, sys, time
 from recipes._cookbook.servers import available
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's `&` ignores it
 with available(("DATABASE_URL", "REDIS_URL")) as found:
     print(*found.urls.values(), flush=True)
     time.sleep(60)
