@@ -77,6 +77,8 @@ class Feed:
         return int(number) if known else -1
 
     async def after(self, seen: int) -> AsyncIterable[ServerSentEvent]:
+        if seen == self._last:  # who drops before the first event can come back too
+            yield ServerSentEvent(id=self._id(seen))
         while True:
             bell = self._bell
             forgotten = self._last - len(self._ring)
@@ -124,7 +126,6 @@ async def position(
 async def subscribe(
     request: Request, seen: Annotated[int, Depends(position)]
 ) -> AsyncIterable[ServerSentEvent]:
-    # `seen` was fixed before the response started: nothing is missed in between.
     feed: Feed = request.state.feed
     async for event in feed.after(seen):  # a returned generator is not encoded
         yield event

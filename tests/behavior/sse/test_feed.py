@@ -31,7 +31,7 @@ async def reading(
     headers = {"Last-Event-ID": last_event_id} if last_event_id else {}
     params = {"after": after} if after else {}
     async with client.sse("/feed", headers=headers, params=params) as source:
-        yield aiter(source)
+        yield (event async for event in source if event.data)  # as browsers do
 
 
 async def heard_after_a_tunnel(server: Server) -> object:
@@ -54,6 +54,23 @@ async def test_a_reader_that_comes_back_gets_what_it_missed(
     assert await heard_after_a_tunnel(naive) == "three"
 
 
+async def test_a_reader_that_drops_before_its_first_event_comes_back(
+    recipe: Server, naive: Server
+) -> None:
+    async def heard(server: Server) -> object:
+        async with server.client() as client:
+            async with client.stream("GET", "/feed") as response:
+                await publish(client, "seen by who stays")
+                line = await anext(response.aiter_lines())
+            last_event_id = line.removeprefix("id: ") if "id: " in line else ""
+            async with reading(client, last_event_id=last_event_id) as events:
+                await publish(client, "later")
+                return (await anext(events)).json()
+
+    assert await heard(recipe) == "seen by who stays"
+    assert await heard(naive) == "later"
+
+
 async def test_no_event_is_lost_between_the_headers_and_the_first_read(
     recipe: Server,
 ) -> None:
@@ -68,7 +85,8 @@ async def first_line_when_idle(server: Server) -> str:
     async with server.client() as client:
         async with client.stream("GET", "/feed") as response:
             async for line in response.aiter_lines():
-                return line
+                if line and not line.startswith("id: "):
+                    return line
     return ""
 
 
