@@ -10,6 +10,7 @@ from fastapi.responses import StreamingResponse
 from recipes.lifespan import graceful_shutdown
 
 graceful_shutdown.DRAIN_SECONDS = 0.2
+graceful_shutdown.STOP_SECONDS = 1
 app = FastAPI(lifespan=graceful_shutdown.lifespan)
 app.add_api_route("/ready", graceful_shutdown.ready)
 

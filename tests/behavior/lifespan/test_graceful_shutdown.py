@@ -27,6 +27,7 @@ RECIPE = "recipes.lifespan.graceful_shutdown"
 NAIVE = "tests.behavior.lifespan.naive_graceful_shutdown"
 REFUSED = 0
 HANGING = "tests.behavior.lifespan.hanging_graceful_shutdown"
+NEVER = 3600  # seconds
 
 
 @asynccontextmanager
@@ -118,7 +119,7 @@ async def test_without_a_probe_nothing_waits_and_requests_are_finished(
 
 
 async def test_ctrl_c_skips_the_drain_and_a_second_one_the_rest(serve: Serve) -> None:
-    server = serve(HANGING, strict=False, timeout_graceful_shutdown=None)
+    server = serve(HANGING, strict=False, timeout_graceful_shutdown=NEVER)
     assert await fresh_get(server, "/ready") == 200
     with not_reading(server):
         server.signal(signal.SIGINT)
@@ -144,7 +145,7 @@ async def test_what_does_not_end_holds_up_a_stop_unless_it_is_bounded(
     serve: Serve,
 ) -> None:
     bounded = serve(HANGING, strict=False, timeout_graceful_shutdown=0.2)
-    unbounded = serve(HANGING, strict=False, timeout_graceful_shutdown=None)
+    unbounded = serve(HANGING, strict=False, timeout_graceful_shutdown=NEVER)
     with not_reading(bounded), not_reading(unbounded):
         bounded.terminate()
         unbounded.terminate()
@@ -154,6 +155,16 @@ async def test_what_does_not_end_holds_up_a_stop_unless_it_is_bounded(
         await logged(unbounded, "Waiting for connections to close.")
         assert unbounded.is_running
     unbounded.kill()
+
+
+async def test_the_lifespan_bounds_a_stop_that_the_command_line_does_not(
+    serve: Serve,
+) -> None:
+    server = serve(HANGING, strict=False, timeout_graceful_shutdown=None)
+    with not_reading(server):
+        server.terminate()
+        assert await ended(server) == -signal.SIGTERM
+        assert "timeout graceful shutdown exceeded" in server.log
 
 
 async def test_long_work_after_the_response_is_bounded_too(serve: Serve) -> None:
@@ -167,7 +178,7 @@ async def test_long_work_after_the_response_is_bounded_too(serve: Serve) -> None
 
 async def test_websockets_are_closed_and_their_endpoints_must_end(serve: Serve) -> None:
     ends = serve(HANGING)
-    stays = serve(HANGING, strict=False, timeout_graceful_shutdown=None)
+    stays = serve(HANGING, strict=False, timeout_graceful_shutdown=NEVER)
     for server, path in (ends, "/listens"), (stays, "/waits"):
         async with websockets.connect(server.ws_url + path) as websocket:
             server.terminate()
@@ -262,13 +273,11 @@ def until(log: IO[str], text: str) -> str:
     pytest.fail(f"{text!r} is not in:\n{found}")
 
 
-async def test_the_handlers_are_there_as_long_as_the_lifespan() -> None:
+async def test_without_uvicorn_it_starts_without_handlers() -> None:
     numbers = signal.SIGTERM, signal.SIGINT
     before = [signal.getsignal(number) for number in numbers]
     async with graceful_shutdown.lifespan(graceful_shutdown.app):
-        during = [signal.getsignal(number) for number in numbers]
-        assert not set(map(id, during)) & set(map(id, before))
-    assert [signal.getsignal(number) for number in numbers] == before
+        assert [signal.getsignal(number) for number in numbers] == before
 
 
 def test_in_another_thread_it_starts_without_handlers() -> None:
