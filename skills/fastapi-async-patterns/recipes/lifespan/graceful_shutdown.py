@@ -13,16 +13,19 @@ alive. **Not when** work must survive a crash too: use a durable queue.
 
 Gotchas:
 
-- Start uvicorn with `--timeout-graceful-shutdown 5`: a client that does not read, or a
-  call that hangs, keeps it at "Waiting for connections to close." forever. What is
-  cancelled after these 5 s gets no time to clean up. Drain, 5 s and the lifespan's own
-  cleanup must fit in before SIGKILL: 10 s in Docker, 30 s in Kubernetes.
+- A client that does not read, or a call that hangs, keeps uvicorn at "Waiting for
+  connections to close." forever without `--timeout-graceful-shutdown`; the lifespan
+  sets it where the command line does not. What is cancelled then gets no time to
+  clean up. Drain, limit and cleanup must fit in before SIGKILL: 10 s in Docker, 30 s
+  in Kubernetes.
+- Without a load balancer that asks, leave out `/ready`, `probed` and `draining`.
 - A stream must wait for `stopping` and for its next event at the same time.
 - uvicorn closes WebSockets with code 1012. An endpoint that only waits for something
   else holds up the stop: "Waiting for background tasks to complete."
 - A second SIGTERM ends the drain. Ctrl-C skips it, and a second Ctrl-C all the rest.
 - `--workers` and `--reload` pass SIGTERM on: a reload drains, too, once `/ready` was
   asked. `--limit-max-requests` sends no signal, so streams are not told.
+- Not covered: servers other than uvicorn. There, the signal keeps its handler.
 
 Try it:
 
@@ -38,15 +41,15 @@ Related: lifespan/resources, sse/feed, background/after_response
 
 import asyncio
 import signal
-import threading
 from collections.abc import AsyncIterable, AsyncIterator
 from contextlib import asynccontextmanager, suppress
-from types import FrameType
 
+import uvicorn
 from fastapi import FastAPI, HTTPException, Request
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 
 DRAIN_SECONDS = 4.0  # probe period x failures, until the load balancer acts
+STOP_SECONDS = 5  # then uvicorn cancels what is still open
 
 
 @asynccontextmanager
@@ -54,32 +57,26 @@ async def lifespan(_: FastAPI) -> AsyncIterator[dict[str, asyncio.Event]]:
     probed = asyncio.Event()  # if nobody asks /ready, there is nobody to wait for
     draining = asyncio.Event()  # /ready fails, the rest is served
     stopping = asyncio.Event()  # streams end, uvicorn stops
-    call_soon = asyncio.get_running_loop().call_soon_threadsafe
+    loop = asyncio.get_running_loop()
+    handler = signal.getsignal(signal.SIGTERM)
+    server = getattr(handler, "__self__", None)
+    if isinstance(server, uvicorn.Server):  # not in a TestClient
 
-    def on_signal(number: int, _: FrameType | None) -> None:
-        if number == signal.SIGTERM and probed.is_set() and not draining.is_set():
-            call_soon(draining.set)
-        else:
-            call_soon(stopping.set)
-            signal.signal(number, previous[number])
-            signal.raise_signal(number)  # now uvicorn handles it
+        def on_signal(number: int) -> None:
+            if number == signal.SIGTERM and probed.is_set() and not draining.is_set():
+                draining.set()
+                loop.call_later(DRAIN_SECONDS, on_signal, number)
+            else:
+                stopping.set()
+                server.handle_exit(number, None)
 
-    async def drain() -> None:
-        await draining.wait()
-        await asyncio.sleep(DRAIN_SECONDS)
-        signal.raise_signal(signal.SIGTERM)
-
-    # Python allows this in the main thread only; TestClient starts us in another one.
-    is_main = threading.current_thread() is threading.main_thread()
-    numbers: tuple[int, ...] = (signal.SIGTERM, signal.SIGINT) if is_main else ()
-    previous = {number: signal.signal(number, on_signal) for number in numbers}
-    drainer = asyncio.create_task(drain())
-    try:
-        yield {"probed": probed, "draining": draining, "stopping": stopping}
-    finally:
-        drainer.cancel()
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+        config = server.config
+        config.timeout_graceful_shutdown = (
+            config.timeout_graceful_shutdown or STOP_SECONDS
+        )
+        for number in (signal.SIGTERM, signal.SIGINT):  # uvicorn puts back its caller's
+            signal.signal(number, lambda n, _: loop.call_soon_threadsafe(on_signal, n))
+    yield {"probed": probed, "draining": draining, "stopping": stopping}
 
 
 app = FastAPI(lifespan=lifespan)
@@ -118,9 +115,9 @@ async def pay() -> None:
 def main() -> None:
     import os
     import socket
+    import threading
 
     import httpx2
-    import uvicorn
 
     def deploy() -> None:
         with httpx2.Client(base_url=url) as http, http.stream("GET", "/ticks") as ticks:
