@@ -19,7 +19,8 @@ Gotchas:
   {"Idempotency-Key": key}`, with the same key in each try.
 - `AsyncClient(transport=...)` ignores `limits=`, `verify=` and the proxy variables:
   give them to the transport.
-- `quote` keeps `..`, and httpx2 turns `/stock/..` into `/`: hence the pattern of `Sku`.
+- httpx2 turns `/stock/..` into `/`, hence the pattern of `Sku`. Free text such as a
+  user's name: `quote(name, safe="")`, which keeps `.` and `..`: send `%2E`, `%2E%2E`.
 - `keepalive_expiry` must be below the service's own (uvicorn: 5 s), or a call can fail
   with "Server disconnected without sending a response."
 - One client per service: a slow one can use up the pool. Credentials go in its

@@ -8,13 +8,13 @@ The request body is the file. It goes block by block from the socket to a partia
 file, and a rename publishes it when it is complete. The server picks the path, not the
 client. A failed upload (too large, too slow, cut off, disk full) leaves nothing.
 
-**Use when** files are large, or you must refuse before the upload. **Not when** an HTML
-form sends them: use `UploadFile`. It stores all before any dependency (login) runs.
+**Use when** files are large, or you must refuse before the upload. **Not when** a form
+sends them: `def` endpoint, `file: UploadFile`, `max_body_size=`, then copy and rename
+as here. It is stored in the temporary folder before a dependency (login) runs.
 
 Gotchas:
 
-- Send the bare file: `curl -X POST -T file URL`, `fetch(url, {method: "POST", body:
-  file})`. A multipart form (`curl -F`, `FormData`) gets 415.
+- Send the bare file: `curl -X POST -T file URL`. A form (`curl -F`) gets 415.
 - SIGTERM waits for uploads: start uvicorn with `--timeout-graceful-shutdown 30`.
 - A crash leaves partial files. A start deletes those that are older than an hour.
 - Not covered: who may upload (a dependency can refuse before the body is read), limits

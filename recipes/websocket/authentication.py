@@ -10,7 +10,8 @@ a page from another host, gets 403. While the socket is open, its session is loo
 every few seconds. When it has ended, the socket is closed with code 4401.
 
 **Use when** a page of your own site opens the socket. **Not when** it is on another
-site, where browsers block cookies: let it `POST` for a ticket that is valid once.
+site, where browsers block cookies: let it `POST` for a ticket, a random key of a dict
+with user and expiry. `tickets.pop(ticket, None)` in the dependency makes it valid once.
 
 Gotchas:
 

@@ -303,6 +303,12 @@ async def test_a_caller_cannot_choose_another_path(
         assert (await seen(upstream))["targets"] == [*reached.values()]
 
 
+@pytest.mark.parametrize("path", ["/..", "/%2E%2E", "/%2E"])
+def test_dots_stay_a_name_only_where_they_are_escaped(path: str) -> None:
+    sent = httpx2.Request("GET", f"http://x/stock{path}").url.raw_path.decode()
+    assert sent == ("/" if path == "/.." else f"/stock{path}")
+
+
 async def test_a_full_pool_is_a_503_and_recovers(
     patient: Server, upstream: Server
 ) -> None:
