@@ -3,7 +3,7 @@
 import itertools
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -29,7 +29,7 @@ def anyio_backend() -> str:
 
 
 class Serve(Protocol):
-    """Starts `target` and stops it after the test."""
+    """Starts `target` and stops it after the test, or after the last of the file."""
 
     def __call__(
         self,
@@ -47,8 +47,9 @@ class Serve(Protocol):
         """
 
 
-@pytest.fixture
-def serve(tmp_path: Path) -> Iterator[Serve]:
+@contextmanager
+def serving(folder: Path) -> Iterator[Serve]:
+    """Servers that log to `folder`; at the end all are stopped and checked."""
     numbers = itertools.count(1)
     started: list[Server] = []
 
@@ -60,7 +61,7 @@ def serve(tmp_path: Path) -> Iterator[Serve]:
         must_start: bool = True,
         **uvicorn: Any,
     ) -> Server:
-        log = tmp_path / f"server-{next(numbers)}.log"
+        log = folder / f"server-{next(numbers)}.log"
         options = Options(target, log, env or {}, strict, uvicorn)
         server = Server(options, must_start=must_start)
         started.append(server)
@@ -77,6 +78,19 @@ def serve(tmp_path: Path) -> Iterator[Serve]:
                 troubles += [server.options.target, *found, server.log]
     if troubles:
         pytest.fail("\n".join(troubles), pytrace=False)
+
+
+@pytest.fixture
+def serve(tmp_path: Path) -> Iterator[Serve]:
+    with serving(tmp_path) as start:
+        yield start
+
+
+@pytest.fixture(scope="module")
+def serve_for_file(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serve]:
+    """Servers that the tests of a file share."""
+    with serving(tmp_path_factory.mktemp("servers")) as start:
+        yield start
 
 
 @pytest.fixture

@@ -27,14 +27,18 @@ async def grade_all(folder: Path, tasks: dict[str, type[Grader]]) -> list[Report
 
 
 def table(reports: list[Report]) -> str:
-    """One line for each task, and one for each failed check."""
+    """One line for each task, and one for each check that failed for its own reason."""
     lines = [f"{'task':<20} {'passed':>7} {'lines':>6} {'seconds':>8}"]
     for report in reports:
         total = len(report.outcomes)
         passed = f"{total - len(report.failed)}/{total}"
         figures = f"{passed:>7} {report.lines:>6} {report.seconds:>8.1f}"
         lines.append(f"{report.task:<20} {figures}")
-        lines += [f"    failed: {o.check}: {o.trouble}" for o in report.failed]
+        troubles = {outcome.trouble for outcome in report.outcomes}
+        if len(troubles) == 1 and total > 1 and report.failed:
+            lines.append(f"    failed: all checks: {troubles.pop()}")
+        else:
+            lines += [f"    failed: {o.check}: {o.trouble}" for o in report.failed]
     checks = [outcome for report in reports for outcome in report.outcomes]
     passed = f"{sum(o.trouble is None for o in checks)}/{len(checks)}"
     lines.append(f"{'all':<20} {passed:>7}")

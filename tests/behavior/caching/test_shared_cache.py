@@ -6,7 +6,6 @@ import os
 import signal
 import warnings
 from collections.abc import Iterator
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -20,7 +19,6 @@ from recipes._cookbook.servers import valkey
 from recipes.caching import shared_cache
 from recipes.caching.shared_cache import NO_URL, PREFIX
 from tests.conftest import Serve
-from tests.harness.served import Options
 from tests.harness.server import Server, run_script
 
 COUNTED = "tests.behavior.caching.counted_shared_cache"
@@ -37,24 +35,16 @@ def environment(url: str, target: str = RECIPE, limits: str = "") -> dict[str, s
 
 
 @pytest.fixture(scope="module")
-def servers(
-    redis_url: str, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Servers]:
+def servers(redis_url: str, serve_for_file: Serve) -> Servers:
     """Two workers of the recipe and two of its naive form, on one Valkey server."""
     patient = "COMPUTE=50 LOCK=55"  # whatever the tests make them wait for
-    with ExitStack() as stack:
-        servers = {}
-        for name in "one", "two", "naive one", "naive two":
-            target = NAIVE if "naive" in name else RECIPE
-            env = environment(redis_url, target, patient) | {"STORE_URL": redis_url}
-            log = tmp_path_factory.mktemp("worker") / "log"
-            options = Options(COUNTED, log, env, strict=target == RECIPE)
-            servers[name] = Server(options)
-            stack.callback(servers[name].kill)
-        yield servers
-        for name in "one", "two":
-            troubles = servers[name].stop()
-            assert not troubles, f"{troubles}\n{servers[name].log}"
+
+    def start(target: str) -> Server:
+        env = environment(redis_url, target, patient) | {"STORE_URL": redis_url}
+        return serve_for_file(COUNTED, env=env, strict=target == RECIPE)
+
+    targets = {"one": RECIPE, "two": RECIPE, "naive one": NAIVE, "naive two": NAIVE}
+    return {name: start(target) for name, target in targets.items()}
 
 
 @pytest.fixture

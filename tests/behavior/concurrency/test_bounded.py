@@ -2,8 +2,7 @@
 
 import asyncio
 import socket
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import ExitStack
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import httpx2
@@ -11,7 +10,6 @@ import pytest
 
 from recipes.concurrency import bounded
 from tests.conftest import Serve
-from tests.harness.served import Options
 from tests.harness.server import Server
 
 RECIPE = "recipes.concurrency.bounded"
@@ -22,19 +20,15 @@ LIMIT = bounded.AT_A_TIME
 
 
 @pytest.fixture(scope="module")
-def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Server]]:
+def servers(serve_for_file: Serve) -> dict[str, Server]:
     """The shop, the recipe and its naive form, for most tests."""
-    targets = {"upstream": UPSTREAM, "recipe": RECIPE, "naive": NAIVE}
-    with ExitStack() as stack:
-        servers: dict[str, Server] = {}
-        for name, target in targets.items():
-            env = {"SHOP_URL": servers["upstream"].url} if servers else {}
-            log = tmp_path_factory.mktemp(name) / "log"
-            servers[name] = Server(Options(target, log, env, strict=name == "recipe"))
-            stack.callback(servers[name].kill)
-        yield servers
-        troubles = servers["recipe"].stop()
-        assert not troubles, f"{troubles}\n{servers['recipe'].log}"
+    upstream = serve_for_file(UPSTREAM, strict=False)
+    env = {"SHOP_URL": upstream.url}
+    return {
+        "upstream": upstream,
+        "recipe": serve_for_file(RECIPE, env=env),
+        "naive": serve_for_file(NAIVE, env=env, strict=False),
+    }
 
 
 @pytest.fixture

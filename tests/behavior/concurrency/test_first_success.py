@@ -2,15 +2,12 @@
 
 import asyncio
 import socket
-from collections.abc import Iterator
-from contextlib import ExitStack
 from typing import Any
 
 import httpx2
 import pytest
 
 from tests.conftest import Serve
-from tests.harness.served import Options
 from tests.harness.server import Server
 
 FOLDER = "tests.behavior.concurrency"
@@ -20,23 +17,15 @@ GOOD = 1.25
 
 
 @pytest.fixture(scope="module")
-def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Server]]:
+def servers(serve_for_file: Serve) -> dict[str, Server]:
     """The recipe, its naive form and the services, for most tests."""
-    targets = {
-        "recipe": f"{CHOSEN}:recipe",
-        "naive": f"{CHOSEN}:naive",
-        "upstream": f"{FOLDER}.upstream_first_success",
+    env = {"DEADLINE": "30"}
+    upstream = f"{FOLDER}.upstream_first_success"
+    return {
+        "recipe": serve_for_file(f"{CHOSEN}:recipe", env=env),
+        "naive": serve_for_file(f"{CHOSEN}:naive", env=env, strict=False),
+        "upstream": serve_for_file(upstream, env=env, strict=False),
     }
-    with ExitStack() as stack:
-        servers = {}
-        for name, target in targets.items():
-            log = tmp_path_factory.mktemp(name) / "log"
-            options = Options(target, log, {"DEADLINE": "30"}, strict=name == "recipe")
-            servers[name] = Server(options)
-            stack.callback(servers[name].kill)
-        yield servers
-        troubles = servers["recipe"].stop()
-        assert not troubles, f"{troubles}\n{servers['recipe'].log}"
 
 
 @pytest.fixture

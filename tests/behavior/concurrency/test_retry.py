@@ -2,15 +2,12 @@
 
 import asyncio
 import socket
-from collections.abc import Iterator
-from contextlib import ExitStack
 from typing import Any
 
 import httpx2
 import pytest
 
 from tests.conftest import Serve
-from tests.harness.served import Options
 from tests.harness.server import Server
 
 FOLDER = "tests.behavior.concurrency"
@@ -18,19 +15,15 @@ TOKENS = 10  # in quick_retry, which is not imported: it patches stamina
 
 
 @pytest.fixture(scope="module")
-def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Server]]:
+def servers(serve_for_file: Serve) -> dict[str, Server]:
     """The shop, the recipe without waits and the naive form, for most tests."""
-    with ExitStack() as stack:
-        servers: dict[str, Server] = {}
-        for name in ("upstream", "quick", "naive"):
-            env = {"SHOP_URL": servers["upstream"].url} if servers else {}
-            log = tmp_path_factory.mktemp(name) / "log"
-            target = f"{FOLDER}.{name}_retry"
-            servers[name] = Server(Options(target, log, env, strict=name == "quick"))
-            stack.callback(servers[name].kill)
-        yield servers
-        troubles = servers["quick"].stop()
-        assert not troubles, f"{troubles}\n{servers['quick'].log}"
+    upstream = serve_for_file(f"{FOLDER}.upstream_retry", strict=False)
+    env = {"SHOP_URL": upstream.url}
+    return {
+        "upstream": upstream,
+        "quick": serve_for_file(f"{FOLDER}.quick_retry", env=env),
+        "naive": serve_for_file(f"{FOLDER}.naive_retry", env=env, strict=False),
+    }
 
 
 def fresh(server: Server) -> Server:

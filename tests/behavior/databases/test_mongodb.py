@@ -7,9 +7,9 @@ import ast
 import asyncio
 import importlib.metadata
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, asynccontextmanager, suppress
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from urllib.parse import urlsplit
 from uuid import uuid4
@@ -22,7 +22,6 @@ from pymongo import AsyncMongoClient
 from recipes.databases import mongodb
 from recipes.databases.mongodb import NO_URL
 from tests.conftest import Serve
-from tests.harness.served import Options
 from tests.harness.server import Server, run_script
 
 NewDatabase = Callable[[], str]
@@ -33,20 +32,12 @@ TEA = {"sku": "tea-1", "name": "Green tea"}
 
 
 @pytest.fixture(scope="module")
-def servers(
-    mongodb_url: str, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[dict[str, Server]]:
-    with ExitStack() as stack:
-        servers = {}
-        for target in RECIPE, NAIVE:
-            env = {"MONGODB_URL": f"{mongodb_url.rstrip('/')}/test_{uuid4().hex}"}
-            log = tmp_path_factory.mktemp("server") / "log"
-            options = Options(target, log, env, strict=target == RECIPE)
-            servers[target] = Server(options)
-            stack.callback(servers[target].kill)
-        yield servers
-        troubles = servers[RECIPE].stop()
-        assert not troubles, f"{troubles}\n{servers[RECIPE].log}"
+def servers(mongodb_url: str, serve_for_file: Serve) -> dict[str, Server]:
+    def start(target: str) -> Server:
+        env = {"MONGODB_URL": f"{mongodb_url.rstrip('/')}/test_{uuid4().hex}"}
+        return serve_for_file(target, env=env, strict=target == RECIPE)
+
+    return {target: start(target) for target in (RECIPE, NAIVE)}
 
 
 @pytest.fixture

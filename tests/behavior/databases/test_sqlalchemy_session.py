@@ -5,10 +5,9 @@ import socket
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AsyncExitStack, ExitStack, suppress
+from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 from typing import Literal, cast
-from uuid import uuid4
 
 import httpx2
 import pytest
@@ -27,10 +26,10 @@ from tests.behavior.databases.postgres import (
     Proxy,
     database,
     execute,
+    shared_servers,
     until,
 )
 from tests.conftest import Serve
-from tests.harness.served import Options
 from tests.harness.server import Server, run_script
 
 RECIPE = "recipes.databases.sqlalchemy_session"
@@ -65,26 +64,12 @@ def servers(
     postgres_url: str, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[dict[str, Server]]:
     """Recipe and naive form, each with a database of its own, for most tests."""
-
-    def run(command: str) -> None:
-        asyncio.run(execute(postgres_url, command))
-
-    with ExitStack() as stack:
-        servers = {}
-        for name in "recipe", "naive":
-            database = f"{name}_{uuid4().hex}"
-            run(f"CREATE DATABASE {database}")
-            stack.callback(run, f"DROP DATABASE {database} WITH (FORCE)")
-            target = f"tests.behavior.databases.watched_sqlalchemy_session:{name}"
-            log = tmp_path_factory.mktemp(name) / "log"
-            env = {"DATABASE_URL": postgres_url.rpartition("/")[0] + f"/{database}"}
-            # The naive form's engine is made at import, next to the recipe.
-            options = Options(target, log, env, strict=name == "recipe")
-            servers[name] = Server(options)
-            stack.callback(servers[name].kill)
-        yield servers
-        troubles = servers["recipe"].stop()
-        assert not troubles, f"{troubles}\n{servers['recipe'].log}"
+    names = "recipe", "naive"
+    watched = "tests.behavior.databases.watched_sqlalchemy_session"
+    targets = [f"{watched}:{name}" for name in names]
+    folder = tmp_path_factory.mktemp("sqlalchemy_session")
+    with shared_servers(postgres_url, folder, "SELECT", *targets) as servers:
+        yield dict(zip(names, servers, strict=True))
 
 
 @pytest.fixture

@@ -2,14 +2,11 @@
 
 import asyncio
 import socket
-from collections.abc import Iterator
-from contextlib import ExitStack
 
 import httpx2
 import pytest
 
 from tests.conftest import Serve
-from tests.harness.served import Options
 from tests.harness.server import Server
 
 FOLDER = "tests.behavior.routes"
@@ -18,22 +15,12 @@ SOON = {"X-Timeout-Ms": "100"}
 
 
 @pytest.fixture(scope="module")
-def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Server]]:
-    targets = {
-        "recipe": "recipes.routes.deadline",
-        "short": f"{FOLDER}.short_deadline",
-        "naive": f"{FOLDER}.naive_deadline",
+def servers(serve_for_file: Serve) -> dict[str, Server]:
+    return {
+        "recipe": serve_for_file("recipes.routes.deadline"),
+        "short": serve_for_file(f"{FOLDER}.short_deadline"),
+        "naive": serve_for_file(f"{FOLDER}.naive_deadline", strict=False),
     }
-    with ExitStack() as stack:
-        servers = {}
-        for name, target in targets.items():
-            log = tmp_path_factory.mktemp(name) / "log"
-            servers[name] = Server(Options(target, log, strict=name != "naive"))
-            stack.callback(servers[name].kill)
-        yield servers
-        for name in "recipe", "short":
-            troubles = servers[name].stop()
-            assert not troubles, f"{troubles}\n{servers[name].log}"
 
 
 @pytest.fixture

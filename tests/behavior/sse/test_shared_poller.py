@@ -2,15 +2,14 @@
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator, Iterator
-from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
 import httpx2
 import pytest
 
 from tests.conftest import Serve
-from tests.harness.served import Options
 from tests.harness.server import Server
 
 POLLED = "tests.behavior.sse.polled_shared_poller"
@@ -22,17 +21,11 @@ Events = AsyncIterator[httpx2.ServerSentEvent]
 
 
 @pytest.fixture(scope="module")
-def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Server]]:
-    with ExitStack() as stack:
-        servers = {}
-        for name, env in ("recipe", RECIPE), ("naive", NAIVE):
-            log = tmp_path_factory.mktemp(name) / "log"
-            options = Options(POLLED, log, env, strict=name == "recipe", uvicorn=SOON)
-            servers[name] = Server(options)
-            stack.callback(servers[name].kill)
-        yield servers
-        troubles = servers["recipe"].stop()
-        assert not troubles, f"{troubles}\n{servers['recipe'].log}"
+def servers(serve_for_file: Serve) -> dict[str, Server]:
+    return {
+        "recipe": serve_for_file(POLLED, env=RECIPE, **SOON),
+        "naive": serve_for_file(POLLED, env=NAIVE, strict=False, **SOON),
+    }
 
 
 @pytest.fixture

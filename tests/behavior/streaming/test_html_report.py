@@ -1,8 +1,8 @@
 """streaming/html_report: what users wrote stays text, and a failed section is seen."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
-from contextlib import ExitStack, suppress
+from collections.abc import AsyncIterator
+from contextlib import suppress
 from html.parser import HTMLParser
 
 import httpx2
@@ -10,7 +10,6 @@ import pytest
 
 from recipes.streaming import html_report
 from tests.conftest import Serve
-from tests.harness.served import Options
 from tests.harness.server import Server
 
 FED = "tests.behavior.streaming.fed_html_report"
@@ -20,16 +19,11 @@ END = "<p>End of the report.</p>"
 
 
 @pytest.fixture(scope="module")
-def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Server]]:
-    with ExitStack() as stack:
-        servers = {}
-        for name, env in ("recipe", RECIPE), ("naive", NAIVE):
-            log = tmp_path_factory.mktemp(name) / "log"
-            servers[name] = Server(Options(FED, log, env, strict=name == "recipe"))
-            stack.callback(servers[name].kill)
-        yield servers
-        troubles = servers["recipe"].stop()
-        assert not troubles, f"{troubles}\n{servers['recipe'].log}"
+def servers(serve_for_file: Serve) -> dict[str, Server]:
+    return {
+        "recipe": serve_for_file(FED, env=RECIPE),
+        "naive": serve_for_file(FED, env=NAIVE, strict=False),
+    }
 
 
 @pytest.fixture
