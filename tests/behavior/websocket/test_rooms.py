@@ -171,6 +171,22 @@ async def test_a_member_that_does_not_read_stops_nobody(
     assert await heard_beside_a_stalled_member(naive) < STALLS
 
 
+async def test_a_member_that_does_not_read_leaves_a_silent_room(
+    recipe: Server, serve: Serve
+) -> None:
+    impatient = serve("tests.behavior.websocket.impatient_rooms")
+    with raw_member(impatient):
+        async with join(impatient) as ann:
+            await talk(ann, STALLS)
+            await hear(ann, "left")
+    with raw_member(recipe):  # which waits for 30 s
+        async with join(recipe) as ann, TaskGroup() as tasks:
+            await talk(ann, STALLS)
+            left = tasks.create_task(hear(ann, "left"))
+            await silence(recipe, [], 1)
+            assert left.cancel()
+
+
 async def served_after_a_member_died(server: Server) -> tuple[bool, bool]:
     """Whether the sender is still served, and whether the others heard the same."""
     first: list[int] = []

@@ -5,22 +5,20 @@
 """Broadcast to a room without waiting for stalled or dead clients.
 
 `broadcast` never waits: it puts the message into a bounded backlog per member, from
-which a writer task sends. A member whose backlog overflows leaves the room, with close
-code 1013 if it reads again in time.
+which a writer task sends. A member whose backlog overflows, or to whom one send takes
+too long, leaves the room, with close code 1013 if it reads again in time.
 
 **Use when** clients talk to each other: chat, presence, cursors. **Not when** they only
 listen (`sse/feed` also resumes), or with several workers: rooms live in one process.
 
 Gotchas:
 
-- `send_text` waits forever for a peer that does not read; a ping does not end that.
 - uvicorn keeps the socket of a dropped peer until it reads or dies: limit connections
   per client in a proxy. It waits for them at SIGTERM ("Waiting for connections to
-  close.") and buffers 16 MiB of a message before you can refuse it: start it with
-  `--timeout-graceful-shutdown 5 --ws-max-size 65536`.
+  close.") and buffers 16 MiB of a message: `--timeout-graceful-shutdown 5
+  --ws-max-size 65536`.
 - From an `async def` route: `broadcast(request.state.rooms.get(name, set()), event)`.
-  From a `def` route: `anyio.from_thread.run_sync(broadcast, room, event)`; a direct
-  call does not wake the event loop, so the message waits in the backlog.
+  From a `def` route: `anyio.from_thread.run_sync(broadcast, ...)`, which wakes the loop.
 - A dropped client has missed messages. It reconnects, then reloads the state.
 - Not covered: `Origin`, and who may join (both: websocket/authentication).
 
@@ -47,7 +45,8 @@ MAX_MEMBERS = 50  # per room
 BACKLOG = 4 * MAX_MEMBERS  # all may join, talk and leave before a writer runs
 MAX_MESSAGE = 4000  # characters; the backlogs of a room share one copy of each
 READ_PAUSE = 0.005  # seconds: a flood stays in its sender's socket
-CLOSE_SECONDS = 5  # `close` waits for a peer that does not read, too
+SEND_SECONDS = 30  # a peer that does not read leaves a silent room, too
+CLOSE_SECONDS = 5  # `close` waits for it as well
 DISCONNECTED = WebSocketDisconnect, RuntimeError  # RuntimeError: no answer to a ping
 
 
@@ -59,9 +58,11 @@ class Member:
         self._websocket = websocket
 
     async def write(self) -> None:
-        with suppress(*DISCONNECTED):
+        with suppress(*DISCONNECTED, TimeoutError):
             while True:
-                await self._websocket.send_text(await self.backlog.get())
+                text = await self.backlog.get()
+                async with asyncio.timeout(SEND_SECONDS):
+                    await self._websocket.send_text(text)
         self.tasks.cancel_scope.cancel()
 
     async def read(self, room: set["Member"]) -> None:
@@ -114,8 +115,7 @@ async def join(websocket: WebSocket, name: RoomName) -> None:
         broadcast(room, {"type": "left", "member": member.id, "members": len(room)})
         if not room:
             del rooms[name]
-    if member.backlog.full():
-        await close(websocket, "too slow")
+    await close(websocket, "too slow")  # does nothing if the member left
 
 
 async def close(websocket: WebSocket, reason: str) -> None:
