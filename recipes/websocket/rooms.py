@@ -18,7 +18,7 @@ Gotchas:
   close.") and buffers 16 MiB of a message: `--timeout-graceful-shutdown 5
   --ws-max-size 65536`.
 - From an `async def` route: `broadcast(request.state.rooms.get(name, set()), event)`.
-  From a `def` route: `anyio.from_thread.run_sync(broadcast, ...)`, which wakes the loop.
+  From a `def` route: `anyio.from_thread.run_sync(broadcast, ...)`: it wakes the loop.
 - A dropped client has missed messages. It reconnects, then reloads the state.
 - Not covered: `Origin`, and who may join (both: websocket/authentication).
 
