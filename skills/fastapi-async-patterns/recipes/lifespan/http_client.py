@@ -5,33 +5,29 @@
 """Call another service through one pooled HTTP client.
 
 The lifespan opens one client and closes it; all requests share its connections.
-`fetch` limits a call in time and size and validates the response. The caller
-gets 502, 503 or 504; the log gets the reason.
+`fetch` limits a call in time and size and validates the response. The caller gets
+502, 503 or 504; the log gets the reason.
 
 **Use when** a route needs data from another HTTP service. **Not when** it makes
 several calls at once: concurrency/fan_out.
 
 Gotchas:
 
-- `read=` limits the wait for the next bytes: a server that sends one a second never
-  exceeds it. Only `asyncio.timeout` limits the whole call.
+- `read=` limits the wait for the next bytes, only `asyncio.timeout` the whole call.
 - After a 504 the service may still do the work: a POST needs `headers=
   {"Idempotency-Key": key}`, with the same key in each try.
-- `AsyncClient(transport=...)` ignores `limits=`, `verify=` and the proxy variables:
-  give them to the transport.
 - httpx2 turns `/stock/..` into `/`, hence the pattern of `Sku`. Free text such as a
   user's name: `quote(name, safe="")`, which keeps `.` and `..`: send `%2E`, `%2E%2E`.
-- `keepalive_expiry` must be below the service's own (uvicorn: 5 s), or a call can fail
-  with "Server disconnected without sending a response."
+- `keepalive_expiry` must be below the service's own (uvicorn: 5 s), else "Server
+  disconnected without sending a response."
 - One client per service: a slow one can use up the pool. Credentials go in its
   `headers=` or `auth=`, because httpx2 logs URLs.
-- Not covered: retries, a circuit breaker, the caller's identity, a service that sends
-  one response too many (the next caller gets it: compare an id in it with yours).
+- Not covered: retries, a circuit breaker, the caller's identity, a surplus response
+  (the next caller gets it: compare an id in it with yours).
 
 Try it:
 
     GET /stock/anvil
-    GET /stock/nothing  # 404
     GET /stock/broken  # 502: the service answers 500
     GET /stock/slow  # 504: the service needs a minute
 
@@ -54,7 +50,11 @@ from pydantic import BaseModel
 DEADLINE = 2.0  # seconds for the whole call
 MAX_BYTES = 64 * 1024
 TIMEOUT = httpx2.Timeout(connect=0.5, read=1.5, write=1.5, pool=0.5)
-LIMITS = httpx2.Limits(max_connections=50, keepalive_expiry=4)
+LIMITS = httpx2.Limits(
+    max_connections=50,
+    max_keepalive_connections=20,  # each call looks at all idle ones
+    keepalive_expiry=4,
+)
 
 logger = logging.getLogger(__name__)
 Model = TypeVar("Model", bound=BaseModel)
@@ -97,7 +97,7 @@ async def lifespan(_: FastAPI) -> AsyncIterator[dict[str, httpx2.AsyncClient]]:
         # demo: in your app os.environ["STOCK_URL"], and no mounts
         base_url=os.environ.get("STOCK_URL", "http://stand-in"),  # demo
         mounts={"http://stand-in": httpx2.ASGITransport(app=stand_in)},  # demo
-        transport=httpx2.AsyncHTTPTransport(limits=LIMITS, retries=1),  # connects only
+        limits=LIMITS,
         timeout=TIMEOUT,
         # Keeps no cookies: one user's would go out with the request of the next.
         cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),
