@@ -68,10 +68,11 @@ def test_it_is_silent_about_the_recipes() -> None:
 
 # Which rules must speak up about which naive form. It may say more.
 NAIVE = {
+    "caching/single_flight": {"blocking-call", "falsy-cache-hit"},
     "concurrency/bounded": {"unbounded-gather"},
     "concurrency/fan_out": {"client-per-request"},
-    "concurrency/first_success": {"client-per-request"},
-    "databases/asyncpg_pool_per_request": {"client-per-request", "no-timeout"},
+    "concurrency/first_success": {"client-per-request", "wait-with-coroutines"},
+    "databases/asyncpg_pool_per_request": {"client-per-request", "no-query-timeout"},
     "databases/sqlalchemy_parallel": {"shared-session"},
     "databases/sqlalchemy_relations": {"shared-session"},
     "databases/sqlalchemy_session": {"commit-after-yield"},
@@ -138,6 +139,48 @@ def test_ruff_and_the_rules_say_a_thing_once(tmp_path: Path) -> None:
     path = tmp_path / "app.py"
     path.write_text("import asyncio\n\nasync def f():\n    asyncio.create_task(g())\n")
     assert [f["rule"] for f in findings(path)] == ["dropped-task"]
+
+
+def test_what_blocks_is_not_said_where_no_request_waits(tmp_path: Path) -> None:
+    code = (
+        "from contextlib import asynccontextmanager\n\n"
+        "@asynccontextmanager\nasync def lifespan(app):\n"
+        "    app.state.key = open('key').read()\n    yield\n\n"
+        "async def read():\n    return open('key').read()\n"
+    )
+    project = tmp_path / "scripts" / "shop"  # above the project it says nothing
+    for name in "app.py", "test_app.py", "conftest.py", "scripts/fill.py":
+        path = project / name
+        path.parent.mkdir(exist_ok=True, parents=True)
+        path.write_text(code)
+    [found] = findings(project)
+    assert (Path(found["file"]).name, found["line"]) == ("app.py", 9)
+    assert found["rule"] == "ASYNC230"
+
+
+def test_a_look_at_a_path_is_information_and_reading_it_is_an_error(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "app.py"
+    path.write_text(
+        "from pathlib import Path\n\nasync def read():\n"
+        "    if Path('key').exists():\n        return Path('key').read_text()\n"
+    )
+    assert [f["severity"] for f in findings(path)] == ["info", "error"]
+
+
+def test_a_timeout_may_be_among_the_arguments(tmp_path: Path) -> None:
+    path = tmp_path / "app.py"
+    path.write_text(
+        "import requests\n\nrequests.get('/a', **limits)\nrequests.get('/b')\n"
+    )
+    assert [(f["rule"], f["line"]) for f in findings(path)] == [("S113", 4)]
+
+
+def test_noqa_of_ruff_silences_the_rule_that_says_the_same(tmp_path: Path) -> None:
+    path = tmp_path / "app.py"
+    path.write_text("import asyncio\n\nasyncio.create_task(f())  # noqa: RUF006\n")
+    assert findings(path) == []
 
 
 def test_libraries_that_lie_in_the_tree_are_left_out(app: Path) -> None:

@@ -13,6 +13,7 @@ Each finding says what happens at run time, and which recipe to read. A comment
 """
 
 import argparse
+import ast
 import json
 import re
 import shutil
@@ -20,6 +21,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -34,6 +36,15 @@ RUFF = {
     "S113": ("warning", "recipes/lifespan/http_client.py"),
 }
 RUFF_IGNORED = "ASYNC109,ASYNC110,ASYNC115"  # style: how to wait, what to call it
+SAME = {"dropped-task": "RUF006", "no-timeout": "S113"}  # one `noqa` is enough
+
+# What blocks the event loop, or is made each time, costs nothing where nobody waits.
+ABOUT_LOAD = re.compile("ASYNC2|blocking-call|client-per-request")
+NO_LOAD = re.compile(
+    r"(^|/)(test_[^/]*|[^/]*_test|conftest|cli|__main__)\.py$"
+    r"|(^|/)(cli|commands|scripts|migrations)/"
+)
+CONTENTS = re.compile(r"\b(read|write)(_text|_bytes)?\b|\bopen\b|\b(r?glob|walk)\b")
 
 
 @dataclass(frozen=True, order=True)
@@ -72,7 +83,11 @@ def main() -> int:
             parser.error(f"{path} does not exist")
     if options.fix:
         _run(_ast_grep(), "--update-all", *options.paths)
-    found = {(f.file, f.line, f.rule): f for f in by_ast_grep(options.paths)}
+    found = {
+        (f.file, f.line, f.rule): f
+        for f in by_ast_grep(options.paths)
+        if not harmless(f.rule, Path(f.file), f.line, options.paths)
+    }
     places = {(file, line) for file, line, _ in found}
     found |= {
         (f.file, f.line, f.rule): f
@@ -87,6 +102,11 @@ def by_ast_grep(paths: list[str]) -> Iterator[Finding]:
     """What the rules beside this file find."""
     for line in _run(_ast_grep(), "--json=stream", *paths).splitlines():
         match = json.loads(line)
+        first = match["lines"].splitlines()[0]
+        if match["ruleId"] == "unused-suppression" or re.search(
+            rf"#\s*noqa:.*\b{SAME.get(match['ruleId'], 'none')}\b", first
+        ):
+            continue
         yield Finding(
             Path(match["file"]).as_posix(),
             match["range"]["start"]["line"] + 1,
@@ -108,16 +128,67 @@ def by_ruff(paths: list[str]) -> Iterator[Finding]:
             continue  # a syntax error: the user's other tools say so
         severity, recipe = known
         file = Path(match["filename"])
+        row, column = match["location"]["row"], match["location"]["column"]
+        if harmless(code, file, row, paths):
+            continue
+        call = source_of_call(file, row, column)
+        if code == "ASYNC240" and not CONTENTS.search(call):
+            severity = "info"  # a look at the directory is mostly quick
+        if code == "S113" and ("**" in call or not call.startswith("requests")):
+            continue  # the timeout may be in there; ours says more about httpx
         if file.is_relative_to(Path.cwd()):
             file = file.relative_to(Path.cwd())
         yield Finding(
             file.as_posix(),
-            match["location"]["row"],
+            row,
             severity,
             code,
             re.sub(r"\s+", " ", match["message"]),
             f"Read {recipe}." if recipe else "",
         )
+
+
+def harmless(rule: str, file: Path, line: int, paths: list[str]) -> bool:
+    """Whether it is about load, in a place that has none: no request waits for it."""
+    if not ABOUT_LOAD.match(rule):
+        return False
+    file = file.absolute()
+    # A folder above the project says nothing, whatever its name.
+    tops = [Path.cwd(), *(Path(path).absolute() for path in paths)]
+    top = next((top for top in tops if file.is_relative_to(top)), file.parent)
+    if NO_LOAD.search(file.relative_to(top).as_posix()):
+        return True
+    around = [
+        node
+        for node in ast.walk(_tree(file))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        and node.lineno <= line <= (node.end_lineno or 0)
+    ]
+    if not around:
+        return False
+    inner = max(around, key=lambda node: node.lineno)
+    return "lifespan" in inner.name and any(
+        isinstance(node, ast.Yield) for node in ast.walk(inner)
+    )
+
+
+def source_of_call(file: Path, line: int, column: int) -> str:
+    """The call that starts there, or has its function there, with its arguments."""
+    for node in ast.walk(_tree(file)):
+        if isinstance(node, ast.Call) and (node.lineno, node.col_offset) == (
+            line,
+            column - 1,
+        ):
+            return ast.unparse(node)
+    return ""
+
+
+@cache
+def _tree(file: Path) -> ast.Module:
+    try:
+        return ast.parse(file.read_text("utf-8"))
+    except (SyntaxError, ValueError):
+        return ast.Module([], [])
 
 
 def show(found: list[Finding], form: str) -> None:
