@@ -18,6 +18,8 @@ Gotchas:
 - `pool.fetch(…, timeout=5)` limits the statement, but waits forever for a connection.
 - Call nothing but the database in the block: any `OSError` in it becomes the 503.
 - A 503 may come after the commit: make retries safe, here by the unique email.
+- A deferred constraint fails at COMMIT: catch its error outside of the block.
+  Inserts of one value at once may deadlock on it: retry `DeadlockDetectedError`.
 - After a migration a transaction may fail once: "cached statement plan is invalid due
   to a database schema or configuration change".
 - Start uvicorn with `--timeout-graceful-shutdown 10`: a stalled body holds up a stop.

@@ -3,6 +3,7 @@
 import asyncio
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -400,3 +401,37 @@ def test_without_a_url_one_line_says_what_to_set(serve: Serve, tmp_path: Path) -
     assert run_script(path, tmp_path, no_url) == (1, "", f"{NO_URL}\n")
     with pytest.raises(RuntimeError, match=NO_URL):
         serve("recipes.databases.asyncpg_pool", env=no_url)
+
+
+async def test_a_deferred_constraint_fails_at_commit_and_may_deadlock(
+    new_database: Callable[[], str],
+) -> None:
+    url = await asyncio.to_thread(new_database)
+    await execute(url, "CREATE TABLE t (v int UNIQUE DEFERRABLE INITIALLY DEFERRED)")
+    inserted = asyncio.Barrier(3)
+
+    async def insert(connection: Any) -> None:
+        await connection.execute("INSERT INTO t VALUES (1)")
+
+    async def end(connection: Any) -> str:
+        try:
+            async with connection.transaction():
+                await insert(connection)
+                await inserted.wait()
+        except asyncpg.PostgresError as error:
+            return type(error).__name__
+        return "committed"
+
+    async with AsyncExitStack() as stack:
+        first, *others = [await asyncpg.connect(url) for _ in range(3)]
+        for connection in (first, *others):
+            stack.push_async_callback(connection.close)
+        transaction = first.transaction()
+        await transaction.start()
+        await insert(first)
+        ends = asyncio.gather(*(end(connection) for connection in others))
+        await inserted.wait()
+        await transaction.rollback()
+        assert sorted(await ends) == ["DeadlockDetectedError", "committed"]
+        with pytest.raises(asyncpg.UniqueViolationError):
+            await insert(first)  # no transaction: commits at once
