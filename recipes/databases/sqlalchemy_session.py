@@ -103,8 +103,8 @@ async def transaction(request: Request) -> AsyncIterator[AsyncSession]:
         async with sessions.begin() as session:
             yield session
     except (exc.DBAPIError, exc.TimeoutError, OSError) as error:
-        reported = getattr(error, "orig", None)  # what the server reported, if it did
-        if reported and str(reported.sqlstate)[:2] not in UNUSABLE:
+        reported = getattr(error, "orig", None)  # without a state: it was lost
+        if reported and (reported.sqlstate or "08")[:2] not in UNUSABLE:
             raise
         logging.getLogger(__name__).warning("database: %r", error)
         raise HTTPException(503, "Try again later", {"Retry-After": "2"}) from None

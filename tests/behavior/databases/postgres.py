@@ -1,7 +1,8 @@
 """PostgreSQL as tests see it: a look at it from beside the app, and its bad days."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+import itertools
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Self
@@ -79,6 +80,28 @@ async def until(database: Any, query: str, wanted: int = 1) -> None:
 async def disconnect_others(database: Any) -> None:
     """What a restart of PostgreSQL does to the connections of the app."""
     await database.execute("SELECT pg_terminate_backend(pid, 20_000)" + OTHERS)
+
+
+async def statuses_while_connections_die(
+    server: Server, send: Callable[[int], Awaitable[int]]
+) -> set[int]:
+    """What ten clients get while the app's connections are killed at any moment."""
+    found: set[int] = set()
+    numbers = itertools.count()
+    over = asyncio.Event()
+
+    async def one() -> None:
+        while not over.is_set():
+            found.add(await send(next(numbers)))
+
+    async with database(server) as connection, asyncio.TaskGroup() as clients:
+        for _ in range(10):
+            clients.create_task(one())
+        for _ in range(200):
+            await connection.execute("SELECT pg_terminate_backend(pid)" + OTHERS)
+            await asyncio.sleep(0.005)  # some get so far
+        over.set()
+    return found
 
 
 class Proxy:

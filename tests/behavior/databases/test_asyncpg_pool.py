@@ -23,6 +23,7 @@ from tests.behavior.databases.postgres import (
     disconnect_others,
     execute,
     shared_servers,
+    statuses_while_connections_die,
     until,
 )
 from tests.conftest import Serve
@@ -435,3 +436,12 @@ async def test_a_deferred_constraint_fails_at_commit_and_may_deadlock(
         assert sorted(await ends) == ["DeadlockDetectedError", "committed"]
         with pytest.raises(asyncpg.UniqueViolationError):
             await insert(first)  # no transaction: commits at once
+
+
+async def test_a_connection_that_dies_at_any_moment_is_no_500(recipe: Server) -> None:
+    async with alone(recipe) as client:
+
+        async def send(number: int) -> int:
+            return await add(client, f"{number}@example.com")
+
+        assert await statuses_while_connections_die(recipe, send) <= {201, 503}

@@ -19,6 +19,7 @@ from tests.behavior.databases.postgres import (
     database,
     execute,
     shared_servers,
+    statuses_while_connections_die,
     until,
 )
 from tests.conftest import Serve
@@ -325,3 +326,14 @@ def test_without_a_url_one_line_says_what_to_set(serve: Serve, tmp_path: Path) -
     assert run_script(path, tmp_path, no_url) == (1, "", f"{NO_URL}\n")
     with pytest.raises(RuntimeError, match=NO_URL):
         serve("recipes.databases.concurrent_writes", env=no_url)
+
+
+async def test_a_connection_that_dies_at_any_moment_is_no_500(
+    servers: list[Server],
+) -> None:
+    async def send(_: int) -> int:
+        return (await move(servers[0], cents=1))[0]
+
+    statuses = await statuses_while_connections_die(servers[0], send)
+    assert statuses <= {201, 503}
+    assert sum(await balances(servers[0])) == 200_000

@@ -27,6 +27,7 @@ from tests.behavior.databases.postgres import (
     database,
     execute,
     shared_servers,
+    statuses_while_connections_die,
     until,
 )
 from tests.conftest import Serve
@@ -471,3 +472,13 @@ def test_without_a_url_one_line_says_what_to_set(serve: Serve, tmp_path: Path) -
     assert run_script(path, tmp_path, no_url) == (1, "", f"{NO_URL}\n")
     with pytest.raises(RuntimeError, match=NO_URL):
         serve(RECIPE, env=no_url)
+
+
+async def test_a_connection_that_dies_at_any_moment_is_no_500(recipe: Server) -> None:
+    async with alone(recipe) as client:
+
+        async def send(number: int) -> int:
+            return await join(client, f"{number}@example.com")
+
+        found = await statuses_while_connections_die(recipe, send)
+        assert found <= {201, 503}, recipe.log

@@ -86,9 +86,11 @@ async def test_an_abandoned_thread_stays_taken_but_a_token_does_not(
         while most.get("limiter", 0) <= THREADS or most["bulkhead"] < THREADS:
             most = (await client.get("/most")).json()
         assert most["bulkhead"] == THREADS
-        (call,) = look_up(client, 1)  # waits for a thread
+        calls = look_up(client, WAITING + 1)  # which wait for a thread, but one
+        done, _ = await asyncio.wait(calls, return_when=asyncio.FIRST_COMPLETED)
+        assert [call.result() for call in done] == [503]
         await client.get("/up")
-        assert await call == 200
+        assert Counter(await asyncio.gather(*calls)) == {200: WAITING, 503: 1}
 
 
 async def test_a_call_that_is_cancelled_while_it_waits_leaves_nothing(

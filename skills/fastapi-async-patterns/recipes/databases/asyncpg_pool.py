@@ -50,6 +50,7 @@ PAGE_SIZE = 100
 UNUSABLE = (
     OSError,  # a TimeoutError is one
     asyncpg.InterfaceError,  # the connection was lost in a transaction
+    asyncpg.InternalClientError,  # "cannot switch to state": lost at BEGIN
     asyncpg.PostgresConnectionError,
     asyncpg.InsufficientResourcesError,  # too many clients
     asyncpg.OperatorInterventionError,  # the server stops or starts

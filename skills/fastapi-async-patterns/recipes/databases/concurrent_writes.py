@@ -19,7 +19,8 @@ Gotchas:
 - A retry runs all of it again: call nothing else in it, see background/durable_outbox.
 - After a 5xx the client repeats the request with the same key, and so learns what
   happened. A 409 stores nothing: a repeat may succeed.
-- A key counts per source account: another user's equal key does not meet it.
+- A key counts per source account. Where it is unique in all, claim it first: `INSERT …
+  ON CONFLICT DO NOTHING`, then lock.
 - Not covered: who may transfer, deleting old keys.
 
 Try it:
@@ -48,6 +49,7 @@ AGAIN = (  # the transaction had no effect, or the next attempt finds its key
     asyncpg.DeadlockDetectedError,  # 40P01
     OSError,  # the database is gone
     asyncpg.InterfaceError,  # the connection was lost in the transaction
+    asyncpg.InternalClientError,  # "cannot switch to state": lost at BEGIN
     asyncpg.PostgresConnectionError,
     asyncpg.OperatorInterventionError,  # the server stops or starts
     asyncpg.InsufficientResourcesError,  # too many clients

@@ -93,8 +93,8 @@ def is_unusable(error: Exception) -> bool:
     """Whether the fault is of the database, and not of the statement."""
     if not isinstance(error, exc.DBAPIError | exc.TimeoutError | OSError):
         return False
-    reported = getattr(error, "orig", None)  # what the server reported, if it did
-    return not reported or str(reported.sqlstate)[:2] in UNUSABLE
+    reported = getattr(error, "orig", None)  # without a state: it was lost
+    return not reported or (reported.sqlstate or "08")[:2] in UNUSABLE
 
 
 @app.get("/board")

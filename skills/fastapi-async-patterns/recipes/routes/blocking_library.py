@@ -55,18 +55,21 @@ Result = TypeVar("Result")
 class Bulkhead:
     def __init__(self, threads: ThreadPoolExecutor) -> None:
         self._threads = threads
-        self._admitted = asyncio.Semaphore(THREADS + WAITING)
         self._free = asyncio.Semaphore(THREADS)
+        self._waiting = 0
 
     async def run(self, call: Callable[[], Result]) -> Result:
-        if self._admitted.locked():  # no await between this and `async with`
+        if self._waiting == WAITING:
             raise HTTPException(503, "The register is slow.", {"Retry-After": "5"})
-        async with self._admitted:
+        self._waiting += 1
+        try:
             await self._free.acquire()  # the executor would keep cancelled calls
-            loop = asyncio.get_running_loop()
-            work = loop.run_in_executor(self._threads, copy_context().run, call)
-            work.add_done_callback(lambda _: self._free.release())
-            return await asyncio.shield(work)  # not done before the thread is
+        finally:
+            self._waiting -= 1
+        loop = asyncio.get_running_loop()
+        work = loop.run_in_executor(self._threads, copy_context().run, call)
+        work.add_done_callback(lambda _: self._free.release())
+        return await asyncio.shield(work)  # not done before the thread is
 
 
 class Register:  # demo: your library

@@ -8,9 +8,8 @@ The request body is the file. It goes block by block from the socket to a partia
 file, and a rename publishes it when it is complete. The server picks the path, not the
 client. A failed upload (too large, too slow, cut off, disk full) leaves nothing.
 
-**Use when** files are large, or you must refuse before the upload. **Not when** a form
-sends them: `def` endpoint, `file: UploadFile`, `max_body_size=`, then copy and rename
-as here. It is stored in the temporary folder before a dependency (login) runs.
+**Use when** files are large, or you must refuse before the upload. **Not when** an
+HTML form sends them: use streaming/form_upload, which receives all before a login runs.
 
 Gotchas:
 
@@ -25,7 +24,7 @@ Try it:
     POST /files?name=../notes.txt hello  # 201
 
 Keywords: file upload, UploadFile, large file, 413, path traversal, disk full
-Related: routes/def_or_async, lifespan/resources
+Related: streaming/form_upload, routes/def_or_async, lifespan/resources
 """
 
 import asyncio
