@@ -7,11 +7,13 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import asyncpg
 import httpx2
 import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
-from tortoise import Tortoise
+from tortoise import Tortoise, connections
+from tortoise.backends.asyncpg.client import TransactionWrapper
 from tortoise.contrib.fastapi import RegisterTortoise
 from tortoise.exceptions import ConfigurationError
 from tortoise.transactions import in_transaction
@@ -256,3 +258,21 @@ def test_without_a_url_one_line_says_what_to_set(serve: Serve, tmp_path: Path) -
     assert run_script(path, tmp_path, no_url) == (1, "", f"{NO_URL}\n")
     with pytest.raises(RuntimeError, match=NO_URL):
         serve(RECIPE, env=no_url)
+
+
+async def lost(_: object) -> None:
+    raise asyncpg.InternalClientError("cannot switch to state 15")
+
+
+def test_a_connection_that_dies_at_begin_is_a_503_and_lost(
+    new_database: Callable[[], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DATABASE_URL", new_database())
+    with TestClient(tortoise_orm.app) as client:
+        assert client.get("/concerts/1").status_code == 200
+        with monkeypatch.context() as patch:
+            patch.setattr(TransactionWrapper, "begin", lost)
+            assert client.get("/concerts/1").status_code == 503
+        pool = connections.get("default")._pool  # noqa: SLF001 - to see its bug
+        assert (pool.get_size(), pool.get_idle_size()) == (1, 0)
+        pool.terminate()  # else the stop waits for the lost one

@@ -18,9 +18,10 @@ Gotchas:
   Tortoise.init() call". Outside the lifespan: "No TortoiseContext is currently active".
 - Workers that run `generate_schemas` at once: "duplicate key value violates unique
   constraint "pg_type_typname_nsp_index"". Hold a lock, or run migrations.
-- If BEGIN is cancelled or times out, the pool never gets its connection back. So there
-  is no `asyncio.timeout` and no `command_timeout` here, but `statement_timeout`.
-- Not covered: while the database hangs, requests that have a connection hang too.
+- If BEGIN fails, is cancelled or times out, the pool never gets its connection back. So
+  there is no `asyncio.timeout` and no `command_timeout` here, but `statement_timeout`.
+- Not covered: while the database hangs, requests hang too, and for good when all
+  connections were lost at BEGIN. Let a health check make a transaction.
 
 Try it:
 
@@ -54,6 +55,7 @@ POOL_SIZE = 10  # times the number of workers, it must be below max_connections
 POOL_TIMEOUT = 2.0  # seconds to wait for a free connection
 SETTINGS = {"statement_timeout": "5s"}  # the server stops a statement
 LIMITS = {"maxsize": POOL_SIZE, "timeout": 5, "server_settings": SETTINGS}
+LOST = asyncpg.InterfaceError, asyncpg.InternalClientError  # in use, or at BEGIN
 NO_URL = "Set DATABASE_URL, such as postgresql://user:password@localhost/app"
 Email = Annotated[EmailStr, Body(embed=True)]
 ConcertId = Annotated[int, Path(ge=1, le=2**31 - 1)]  # the ids that fit the column
@@ -97,7 +99,7 @@ async def transaction(request: Request) -> AsyncIterator[None]:
                 yield
         finally:
             slots.release()
-    except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+    except (OSError, asyncpg.PostgresError, *LOST) as error:
         logging.getLogger(__name__).warning("database: %r", error)
         raise HTTPException(503, "Try again later", {"Retry-After": "2"}) from None
 
