@@ -7,7 +7,7 @@ import httpx2
 from fastapi import FastAPI
 
 app = FastAPI()
-client = httpx2.AsyncClient(timeout=1)
+client = httpx2.AsyncClient(timeout=httpx2.Timeout(60, pool=1))
 
 
 async def price(sku: str):
