@@ -19,8 +19,8 @@ Gotchas:
   `HTTPException` raised in the generator gives an empty 200.
 - `ServerSentEvent(data="x")` sends JSON, `data: "x"`; `raw_data` sends text. Browsers
   ignore an event without data, such as a bare `event="reset"`.
-- Start uvicorn with `--timeout-graceful-shutdown 5`. Without it an open stream
-  keeps the process alive forever: "Waiting for connections to close."
+- Without `--timeout-graceful-shutdown 5` open streams keep uvicorn at "Waiting for
+  connections to close." To end them: lifespan/graceful_shutdown, then ring the bell.
 - On `reset`, reload the current state: the events in between are gone. A page that
   starts from a state passes the id of the last event in it as `?after=`.
 - Over HTTP/1.1 a browser opens six connections per host: the seventh tab hangs.
@@ -33,7 +33,7 @@ Try it:
     POST /events {"message": "hello"}  # 201
 
 Keywords: server-sent events, EventSource, reconnect, live updates, push
-Related: websocket/rooms, lifespan/resources
+Related: websocket/rooms, lifespan/graceful_shutdown, lifespan/resources
 """
 
 import asyncio
