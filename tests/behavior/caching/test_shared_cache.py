@@ -4,8 +4,11 @@ import asyncio
 import gc
 import os
 import signal
+import sys
+import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -13,7 +16,8 @@ from uuid import uuid4
 import httpx2
 import pytest
 from cashews import Cache
-from redis.asyncio import Redis
+from redis.asyncio import BlockingConnectionPool, Redis
+from redis.exceptions import ConnectionError as RedisConnectionError
 
 from recipes._cookbook.servers import valkey
 from recipes.caching import shared_cache
@@ -100,6 +104,18 @@ async def asked_at_once(servers: list[Server], city: str, enough: int) -> list[i
     return await counts(servers, city)
 
 
+async def asked_without_valkey(server: Server, city: str) -> list[int]:
+    """Computations for callers that all have seen Valkey fail before the first ends."""
+    city = f"gated {city}"
+    enough = server.log.count("cache: ") + 20  # each asks Valkey once
+    asking = asyncio.create_task(ask(server, city, 20))
+    while server.log.count("cache: ") < enough:
+        await asyncio.sleep(0.02)
+    await release(server, city)
+    assert {answer.text for answer in await asking} == {"0"}
+    return await counts([server], city)
+
+
 async def test_one_computation_for_the_callers_of_two_workers(
     recipe: list[Server], naive: list[Server], city: str
 ) -> None:
@@ -137,7 +153,7 @@ async def test_every_falsy_value_is_a_hit(
 
 
 @pytest.mark.parametrize("garbage", ["{oops", b"\xff", ["a list"]])
-async def test_garbage_is_replaced(
+async def test_garbage_is_no_error(
     monkeypatch: pytest.MonkeyPatch,
     redis_url: str,
     city: str,
@@ -149,13 +165,12 @@ async def test_garbage_is_replaced(
     monkeypatch.setattr(shared_cache, "count_orders", compute)
     redis = Redis.from_url(redis_url, decode_responses=True)
     cache = shared_cache.SharedCache(redis)
-    name = f"{PREFIX}{city}:[]"
+    name = f"{PREFIX}{city}:None"
     if isinstance(garbage, list):
         await redis.lpush(name, *garbage)
     else:
         await redis.set(name, garbage)
-    assert await cache.get(city) == 5
-    assert await redis.get(name) == "5"
+    assert [await cache.get(city) for _ in range(2)] == [5, 5]
     await cache.aclose()
 
 
@@ -327,7 +342,7 @@ async def test_without_valkey_a_worker_computes_once_for_its_callers(
 ) -> None:
     down = "redis://127.0.0.1:1/0"
     recipe = serve(COUNTED, env=environment(down))
-    assert await asked_at_once([recipe], city, 1) == [1]
+    assert await asked_without_valkey(recipe, city) == [1]
     assert "cache: Error 111" in recipe.log
     naive = serve(COUNTED, env=environment(down, NAIVE), strict=False)
     assert [answer.status_code for answer in await ask(naive, city)] == [500]
@@ -342,15 +357,209 @@ async def test_a_valkey_that_hangs_or_restarts_is_no_error(
     pid = (await redis.info("server"))["process_id"]
     os.kill(pid, signal.SIGSTOP)
     try:
-        answers = await ask(server, f"{city}-2", 20)
-        assert {answer.text for answer in answers} == {"0"}
-        assert await counts([server], f"{city}-2") == [1]
+        assert await asked_without_valkey(server, city) == [1]
     finally:
         os.kill(pid, signal.SIGCONT)
     await redis.client_kill_filter(_type="normal", skipme=True)  # as a restart does
     for _ in range(3):
         assert [answer.text for answer in await ask(server, f"{city}-3")] == ["0"]
     assert await counts([server], f"{city}-3") == [1]
+    await redis.aclose()
+
+
+@asynccontextmanager
+async def hanging() -> AsyncIterator[tuple[str, list[int]]]:
+    """A URL that accepts and never answers, and the number of each connection."""
+    accepted: list[int] = []
+
+    async def accept(
+        reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        accepted.append(len(accepted))
+        while await reader.read(1000):
+            pass
+        writer.close()
+
+    server = await asyncio.start_server(accept, "127.0.0.1", 0)
+    async with server:
+        yield f"redis://127.0.0.1:{server.sockets[0].getsockname()[1]}/0", accepted
+
+
+async def test_a_valkey_that_hangs_is_asked_once_for_each_request(
+    monkeypatch: pytest.MonkeyPatch, city: str
+) -> None:
+    """Each question ends its connection; `Redis(host=...)` would ask eleven times."""
+    monkeypatch.setattr(shared_cache, "WAIT", 0.1)
+    async with hanging() as (url, accepted):
+        monkeypatch.setenv("REDIS_URL", url)
+        async with shared_cache.lifespan(shared_cache.app) as state:
+            await state["cache"].get(city)
+        assert accepted == [0]
+    retry = Redis(host="127.0.0.1").get_retry()
+    assert retry
+    assert retry.get_retries() == 10
+    pool: Any = BlockingConnectionPool.from_url(url)
+    assert pool.make_connection().retry.get_retries() == 0
+
+
+@pytest.mark.usefixtures("leaky")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+@pytest.mark.skipif(sys.version_info >= (3, 12), reason="a new asyncio.wait_for")
+async def test_redis_py_loses_a_cancellation() -> None:
+    """Of those that come in one of the first turns of the event loop."""
+    lost = []
+    async with hanging() as (url, _):
+        for turns in range(20):
+            redis = Redis.from_url(url, socket_timeout=0.1)
+            asking: Any = asyncio.ensure_future(redis.get("x"))
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            asking.cancel()
+            await asyncio.wait([asking])
+            if not asking.cancelled():
+                lost.append(asking.exception())
+            await redis.aclose()
+    assert lost
+
+
+async def test_the_limit_of_a_computation_holds_also_if_redis_py_loses_cancellations(
+    monkeypatch: pytest.MonkeyPatch, redis_url: str, city: str
+) -> None:
+    class Deaf(Redis):
+        async def execute_command(self, *args: Any, **options: Any) -> Any:
+            slow = asyncio.create_task(asyncio.sleep(4 * shared_cache.COMPUTE))
+            while not slow.done():
+                try:
+                    await asyncio.shield(slow)
+                except asyncio.CancelledError:
+                    continue
+            return await super().execute_command(*args, **options)  # type: ignore[no-untyped-call]
+
+    gate = asyncio.Event()
+
+    async def compute(_: str) -> None:
+        await gate.wait()
+
+    monkeypatch.setattr(shared_cache, "count_orders", compute)
+    monkeypatch.setattr(shared_cache, "COMPUTE", 0.02)
+    cache = shared_cache.SharedCache(Deaf.from_url(redis_url))
+    asking = asyncio.create_task(cache.get(city))
+    done, _ = await asyncio.wait([asking], timeout=10)  # without the limit: for ever
+    gate.set()
+    await asyncio.wait([asking])
+    assert done
+    assert isinstance(asking.exception(), TimeoutError)
+    await cache.aclose()
+
+
+async def test_a_miss_that_arrives_after_the_computation_starts_no_other(
+    monkeypatch: pytest.MonkeyPatch, redis_url: str, city: str
+) -> None:
+    late = asyncio.Event()
+    missed = asyncio.Event()
+    calls = []
+
+    class Late(Redis):
+        async def get(self, name: Any) -> Any:
+            answer = await super().get(name)
+            if not missed.is_set() and "version" not in name:
+                missed.set()
+                await late.wait()
+            return answer
+
+    async def compute(key: str) -> int:
+        calls.append(key)
+        return 5
+
+    monkeypatch.setattr(shared_cache, "count_orders", compute)
+    cache = shared_cache.SharedCache(Late.from_url(redis_url))
+    asking = asyncio.create_task(cache.get(city))
+    await missed.wait()
+    assert await cache.get(city) == 5
+    late.set()
+    assert await asking == 5
+    assert calls == [city]
+    await cache.aclose()
+
+
+async def test_without_its_version_no_value_is_served(
+    monkeypatch: pytest.MonkeyPatch, redis_url: str, city: str
+) -> None:
+    """If Valkey fails for a moment, what it has may be older than a write."""
+    rows = ["old"]
+
+    class Failing(Redis):
+        async def get(self, name: Any) -> Any:
+            if "version" in name:
+                raise RedisConnectionError("no answer")
+            return await super().get(name)
+
+    async def compute(_: str) -> str:
+        return rows[0]
+
+    monkeypatch.setattr(shared_cache, "count_orders", compute)
+    cache = shared_cache.SharedCache(Failing.from_url(redis_url))
+    assert await cache.get(city) == "old"
+    rows[0] = "new"
+    await cache.forget(city)
+    assert await cache.get(city) == "new"
+    await cache.aclose()
+
+
+async def test_the_age_of_a_value_counts_from_before_its_computation(
+    monkeypatch: pytest.MonkeyPatch, redis_url: str, city: str
+) -> None:
+    begun = []
+
+    async def compute(_: str) -> int:
+        begun.append(time.time())
+        await asyncio.sleep(0.05)
+        return 5
+
+    monkeypatch.setattr(shared_cache, "count_orders", compute)
+    redis = Redis.from_url(redis_url, decode_responses=True)
+    cache = shared_cache.SharedCache(redis)
+    assert await cache.get(city) == 5
+    (name,) = await redis.keys(f"{PREFIX}{city}*")
+    expires = await redis.pexpiretime(str(name)) / 1000
+    assert begun[0] < expires <= begun[0] + shared_cache.TTL
+    await cache.aclose()
+
+
+async def test_what_a_stalled_valkey_stores_too_late_is_not_served(
+    monkeypatch: pytest.MonkeyPatch, own_valkey: str, city: str
+) -> None:
+    """The command waits in the socket; a TTL would begin when Valkey goes on."""
+    calls = []
+    redis = Redis.from_url(own_valkey)
+    pid = (await redis.info("server"))["process_id"]
+
+    async def compute(key: str) -> int:
+        calls.append(key)
+        if len(calls) == 1:
+            os.kill(pid, signal.SIGSTOP)
+        return len(calls)
+
+    monkeypatch.setattr(shared_cache, "count_orders", compute)
+    monkeypatch.setattr(shared_cache, "TTL", 0.3)
+    monkeypatch.setattr(shared_cache, "WAIT", 0.2)
+    monkeypatch.setattr(shared_cache, "LOCK", 0.2)
+    monkeypatch.setenv("REDIS_URL", own_valkey)
+
+    async def sets() -> int:
+        found = await redis.info("commandstats")
+        return int(found["cmdstat_set"]["calls"])
+
+    async with shared_cache.lifespan(shared_cache.app) as state:
+        try:
+            assert await state["cache"].get(city) == 1
+            await asyncio.sleep(0.3)  # the TTL
+        finally:
+            os.kill(pid, signal.SIGCONT)
+        while await sets() < 2:  # the lock, and then the value
+            await asyncio.sleep(0.01)
+        assert await state["cache"].get(city) == 2
     await redis.aclose()
 
 
