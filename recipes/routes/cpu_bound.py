@@ -20,7 +20,8 @@ Gotchas:
   gigabytes. What a job prints or logs is lost, and the traceback of what it raises.
 - `SystemExit` from a job ends the server, because AnyIO raises it there again. Here it
   becomes a `RuntimeError`.
-- A worker that dies (out of memory) is a 500 for its job alone, `BrokenWorkerProcess`.
+- A worker that dies (out of memory) is a 500 for its job alone, `BrokenWorkerProcess`;
+  one that dies idle may be one for a later job, `ProcessLookupError` in AnyIO 4.16.
   A `ProcessPoolExecutor` fails all jobs, also later ones: `BrokenProcessPool`.
 - A job goes on when its client disconnects. It even goes on after SIGKILL of the
   server, and then nothing limits it.

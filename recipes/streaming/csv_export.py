@@ -20,7 +20,7 @@ Gotchas:
 - Excel needs the BOM. Other programs must read `utf-8-sig`, not `utf-8`.
 - Until EXPORT_SECONDS are over, a client that does not read holds its snapshot, which
   VACUUM waits for. After that uvicorn still holds its socket.
-- EXPORT_SECONDS must be enough for the slowest honest line, and BATCH_ROWS rows must fit
+- EXPORT_SECONDS must be enough for the slowest honest line. BATCH_ROWS rows must fit
   into memory: where people write long texts, fetch fewer.
 - Start uvicorn with `--timeout-graceful-shutdown 30`: a stop waits for exports.
 - Not covered: who may export, and limits per user: four slow clients take all slots.

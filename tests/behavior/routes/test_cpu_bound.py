@@ -12,6 +12,7 @@ from pathlib import Path
 import httpx2
 import psutil
 import pytest
+from anyio import to_process
 from fastapi.testclient import TestClient
 
 from recipes.routes import cpu_bound
@@ -147,6 +148,21 @@ async def test_a_job_that_raises_exits_or_kills_its_worker_fails_alone(
     assert 'raise ValueError("raised' not in server.log  # the traceback stays there
     assert "RuntimeError: The job called sys.exit(no such option)." in server.log
     assert "BrokenWorkerProcess" in server.log
+
+
+async def test_a_worker_that_dies_idle_fails_a_later_job(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """AnyIO 4.16 kills those that were idle for long; this one is gone already."""
+    pids = await asyncio.gather(*(to_process.run_sync(os.getpid) for _ in "12"))
+    kept = await to_process.run_sync(os.getpid)
+    [idle] = {*pids} - {kept}
+    os.kill(idle, signal.SIGKILL)
+    await until(lambda: not psutil.pid_exists(idle))
+    monkeypatch.setattr(to_process, "WORKER_MAX_IDLE_TIME", -1)
+    with pytest.raises(ProcessLookupError):
+        await to_process.run_sync(os.getpid)
+    await to_process.run_sync(os.getpid)
 
 
 def test_a_pool_of_the_standard_library_stays_broken() -> None:
