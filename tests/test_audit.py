@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fastapi.testclient import TestClient
 
 from recipes._cookbook import pages, skill
 from recipes._cookbook.catalogue import RECIPES, ROOT
@@ -133,6 +134,49 @@ def test_a_comment_silences_one_finding(app: Path) -> None:
     ignored = "    # ast-grep-ignore: wait-with-coroutines\n    await asyncio.wait("
     app.write_text(app.read_text().replace("    await asyncio.wait(", ignored))
     assert audit(app).returncode == 0
+
+
+def test_it_makes_lifespans_of_event_handlers(tmp_path: Path) -> None:
+    path = tmp_path / "events.py"
+    path.write_text(
+        '''"""An app."""\n\nfrom __future__ import annotations\n
+from fastapi import FastAPI\n
+app = FastAPI()
+seen = []\n\n
+@app.on_event("startup")
+async def connect():
+    seen.append("connect")\n\n
+@app.on_event(  # old
+    "startup"
+)
+def warm_up():
+    seen.append("warm up")\n\n
+@app.get("/seen")
+async def read():
+    return seen\n\n
+@app.on_event("shutdown")
+async def disconnect():
+    seen.append("disconnect")'''
+    )
+    assert audit("--fix", path).returncode == 0, path.read_text()
+    names: dict[str, Any] = {"__name__": "events"}
+    exec(compile(path.read_text(), path, "exec"), names)  # noqa: S102 - ours
+    with TestClient(names["app"]) as client:
+        assert client.get("/seen").json() == ["connect", "warm up"]
+    assert names["seen"] == ["connect", "warm up", "disconnect"]
+
+
+def test_a_handler_that_no_fix_can_replace_stays(tmp_path: Path) -> None:
+    path = tmp_path / "events.py"
+    source = (
+        "from fastapi import FastAPI\n\n\n"
+        "def make():\n    app = FastAPI()\n\n"
+        '    @app.on_event("startup")\n    async def connect(): ...\n\n'
+        "    return app\n"
+    )
+    path.write_text(source)
+    assert audit("--fix", path).returncode == 1
+    assert path.read_text() == source
 
 
 def test_ruff_and_the_rules_say_a_thing_once(tmp_path: Path) -> None:

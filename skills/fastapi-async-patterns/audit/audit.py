@@ -44,6 +44,21 @@ NO_LOAD = re.compile(
     r"(^|/)(test_[^/]*|[^/]*_test|conftest|cli|__main__)\.py$"
     r"|(^|/)(cli|commands|scripts|migrations)/"
 )
+# What `on_event` becomes: FastAPI nests the lifespans of routers in that of the app.
+LIFESPAN = """
+
+@asynccontextmanager
+async def {name}_lifespan(_: object):
+    {first}
+    {second}
+
+
+{owner}.include_router(APIRouter(lifespan={name}_lifespan))
+"""
+IMPORTS = {
+    "asynccontextmanager": "from contextlib import asynccontextmanager\n",
+    "APIRouter": "from fastapi import APIRouter\n",
+}
 CONTENTS = re.compile(r"\b(read|write)(_text|_bytes)?\b|\bopen\b|\b(r?glob|walk)\b")
 
 
@@ -83,6 +98,10 @@ def main() -> int:
             parser.error(f"{path} does not exist")
     if options.fix:
         _run(_ast_grep(), "--update-all", *options.paths)
+        for file in {
+            f.file for f in by_ast_grep(options.paths) if f.rule == "on-event"
+        }:
+            replace_on_event(Path(file))
     found = {
         (f.file, f.line, f.rule): f
         for f in by_ast_grep(options.paths)
@@ -146,6 +165,48 @@ def by_ruff(paths: list[str]) -> Iterator[Finding]:
             re.sub(r"\s+", " ", match["message"]),
             f"Read {recipe}." if recipe else "",
         )
+
+
+def replace_on_event(file: Path) -> None:
+    """Give each event handler of a module a lifespan of its own, in the same place."""
+    source = file.read_text("utf-8").rstrip("\n") + "\n"
+    lines = source.splitlines(keepends=True)
+    body = ast.parse(source).body
+    for node in reversed(body):
+        if found := lifespan_for(node):
+            start, end, lifespan = found
+            lines.insert(end, lifespan)
+            del lines[start - 1 : node.lineno - 1]  # the decorator
+    imports = [node for node in body if isinstance(node, ast.Import | ast.ImportFrom)]
+    names = {alias.asname or alias.name for node in imports for alias in node.names}
+    first = next((n for n in imports if "__future__" not in ast.unparse(n)), None)
+    if first and "".join(lines) != source:
+        missing = [line for name, line in IMPORTS.items() if name not in names]
+        lines[first.lineno - 1 : first.lineno - 1] = missing
+        file.write_text("".join(lines), "utf-8")
+
+
+def lifespan_for(node: ast.stmt) -> tuple[int, int, str] | None:
+    """The first and last line of an event handler, and the lifespan that calls it."""
+    if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+        return None
+    match node.decorator_list:
+        case [
+            ast.Call(
+                func=ast.Attribute(value=owner, attr="on_event"),
+                args=[ast.Constant(value="startup" | "shutdown" as event)],
+            ) as decorator
+        ] if not ast.unparse(node.args):
+            call = "await " * isinstance(node, ast.AsyncFunctionDef) + f"{node.name}()"
+            steps = [call, "yield"] if event == "startup" else ["yield", call]
+            text = LIFESPAN.format(
+                name=node.name,
+                first=steps[0],
+                second=steps[1],
+                owner=ast.unparse(owner),
+            )
+            return decorator.lineno, node.end_lineno or node.lineno, text
+    return None
 
 
 def harmless(rule: str, file: Path, line: int, paths: list[str]) -> bool:
