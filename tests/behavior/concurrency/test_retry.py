@@ -124,7 +124,8 @@ async def test_an_outage_is_not_multiplied_and_retries_come_back(
 async def test_a_call_that_hangs_ends_at_the_deadline_also_at_a_stop(
     serve: Serve, upstream: Server
 ) -> None:
-    short = serve(f"{FOLDER}.short_retry", env={"SHOP_URL": upstream.url})
+    env = {"SHOP_URL": upstream.url}
+    short = serve(f"{FOLDER}.short_retry", env=env, timeout_graceful_shutdown=30)
     answer = asyncio.create_task(ask(short, "hangs"))
     while "hangs" not in (await seen(upstream))["calls"]:
         await asyncio.sleep(0.02)

@@ -274,7 +274,7 @@ async def test_attempts_are_bounded(servers: list[Server]) -> None:
 async def test_who_waits_too_long_for_a_lock_is_told_to_try_again(
     servers: list[Server], serve: Serve
 ) -> None:
-    env = servers[0].options.env | {"COMMAND_TIMEOUT": "0.5"}
+    env = servers[0].options.env | {"COMMAND_TIMEOUT": "2"}
     server = await asyncio.to_thread(lambda: serve(HOLDING, env=env))
     async with locked(server, 1):
         assert (await move(server, key=KEY))[0] == 503
