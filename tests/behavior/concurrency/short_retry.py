@@ -2,5 +2,5 @@
 
 from recipes.concurrency import retry
 
-retry.DEADLINE = 1.5  # below the timeout of one attempt
+retry.DEADLINE = 1.5  # type: ignore[assignment]  # below the timeout of one attempt
 app = retry.app
