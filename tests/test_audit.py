@@ -179,6 +179,16 @@ def test_a_handler_that_no_fix_can_replace_stays(tmp_path: Path) -> None:
     assert path.read_text() == source
 
 
+def test_a_file_that_does_not_parse_stays(tmp_path: Path) -> None:
+    path = tmp_path / "events.py"
+    source = (
+        'from fastapi import FastAPI\n\n@app.on_event("startup")\nasync def f(: ...\n'
+    )
+    path.write_text(source)
+    assert "Traceback" not in audit("--fix", path).stderr
+    assert path.read_text() == source
+
+
 def test_ruff_and_the_rules_say_a_thing_once(tmp_path: Path) -> None:
     path = tmp_path / "app.py"
     path.write_text("import asyncio\n\nasync def f():\n    asyncio.create_task(g())\n")

@@ -169,9 +169,10 @@ def by_ruff(paths: list[str]) -> Iterator[Finding]:
 
 def replace_on_event(file: Path) -> None:
     """Give each event handler of a module a lifespan of its own, in the same place."""
+    if not (body := _tree(file).body):
+        return  # no Python that can be read
     source = file.read_text("utf-8").rstrip("\n") + "\n"
     lines = source.splitlines(keepends=True)
-    body = ast.parse(source).body
     for node in reversed(body):
         if found := lifespan_for(node):
             start, end, lifespan = found
@@ -184,6 +185,7 @@ def replace_on_event(file: Path) -> None:
         missing = [line for name, line in IMPORTS.items() if name not in names]
         lines[first.lineno - 1 : first.lineno - 1] = missing
         file.write_text("".join(lines), "utf-8")
+        _tree.cache_clear()  # lines have moved
 
 
 def lifespan_for(node: ast.stmt) -> tuple[int, int, str] | None:
